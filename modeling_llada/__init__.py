@@ -1,0 +1,8 @@
+"""LLaDA for transformers: configuration, model and diffusion sampling."""
+
+from .configuration_llada import LLaDAConfig
+from .generation_config_llada import LLaDAGenerationConfig
+from .generation_llada import LLaDAGenerationOutput
+from .modeling_llada import LLaDAModel, LLaDAModelLM
+
+__all__ = ["LLaDAConfig", "LLaDAGenerationConfig", "LLaDAGenerationOutput", "LLaDAModel", "LLaDAModelLM"]

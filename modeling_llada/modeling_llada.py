@@ -1,0 +1,469 @@
+"""The LLaDA model: noisy ids in, logits of the clean tokens out.
+
+A pre-norm Llama block without a causal mask. Reading order: norm, rotary embedding, attention, feed-forward, block,
+model, model with head.
+
+Shape legend: B batch, T positions given, S positions attended to, W positions returned, K positions scored, D width,
+H query heads, V vocabulary (`embedding_size`).
+"""
+
+import math
+from typing import Any, Callable, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+from .configuration_llada import LLaDAConfig
+from .generation_config_llada import LLaDAGenerationConfig
+from .generation_llada import LLaDAGenerationMixin
+
+logger = logging.get_logger(__name__)
+
+Window = tuple[int, int]
+
+
+class LLaDARMSNorm(nn.Module):
+    """Root-mean-square norm: normalised in float32, cast back, then scaled."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        normed = F.rms_norm(hidden_states.float(), self.weight.shape, eps=self.eps)
+        return self.weight * normed.to(hidden_states.dtype)
+
+
+def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles, in float32.
+
+    The angles are a matmul of frequencies and positions: engines that run elementwise products in bfloat16 keep
+    matmuls with float32 inputs exact, and positions above 256 are not bfloat16 numbers.
+
+    Args:
+        position_ids: int64 [batch or 1, seq].
+        head_dim: width of a head, even.
+        theta: base of the frequencies.
+
+    Returns:
+        Two tensors; float32 [batch or 1, 1, seq, head_dim], the second half repeating the first.
+    """
+    device = position_ids.device
+    with torch.autocast(device_type=device.type, enabled=False):
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+        frequencies = (1.0 / theta**exponents)[None, :, None].expand(position_ids.shape[0], -1, 1)
+        angles = (frequencies @ position_ids[:, None, :].float()).transpose(1, 2)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + head_dim / 2) of queries or keys by the tables' angles, in float32.
+
+    Args:
+        states: [batch, heads, seq, head_dim], any dtype.
+        cos, sin: from `rotary_tables`.
+
+    Returns:
+        [batch, heads, seq, head_dim] in the dtype of `states`.
+    """
+    first, second = states.float().chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (states.float() * cos + turned * sin).to(states.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Optional[Tensor],
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for `output_attentions`; the signature is that of transformers' attention functions."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class LLaDABlock(GradientCheckpointingLayer):
+    """A pre-norm Transformer block: attention over all valid positions, then a gated feed-forward layer."""
+
+    # transformers' attention functions are causal unless the module says that it is not.
+    is_causal = False
+
+    def __init__(self, config: LLaDAConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.d_model // config.n_heads
+        self.num_key_value_groups = config.n_heads // config.n_kv_heads
+        self.attn_norm = LLaDARMSNorm(config.d_model, config.rms_norm_eps)
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * self.head_dim, bias=False)
+        self.attn_out = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.ff_norm = LLaDARMSNorm(config.d_model, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, config.d_model, bias=False)
+        # Residual outputs start smaller the deeper they stand; `_init_weights` sees one module at a time.
+        self.attn_out.init_divisor = self.ff_out.init_divisor = math.sqrt(2 * (layer_idx + 1))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Optional[Tensor] = None,
+        window: Optional[Window] = None,
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        """Apply the block.
+
+        Args:
+            hidden_states: [batch, seq, d_model].
+            rotary: tables of `rotary_tables`.
+            attention_mask: None, bool or additive, broadcastable to [batch, heads, seq, seq].
+            window: (start, end): positions that somebody reads afterwards; the others only serve as keys and values.
+
+        Returns:
+            Hidden states, [batch, seq or end - start, d_model], and attention weights if the implementation has any.
+        """
+        normed = self.attn_norm(hidden_states)
+        query_input, query_rotary = normed, rotary
+        if window is not None:
+            start, end = window
+            hidden_states, query_input = hidden_states[:, start:end], normed[:, start:end]
+            query_rotary = (rotary[0][:, :, start:end], rotary[1][:, :, start:end])
+            if attention_mask is not None and attention_mask.shape[2] > 1:
+                attention_mask = attention_mask[:, :, start:end]
+        query = rotate(self._split_heads(self.q_proj(query_input)), *query_rotary)
+        key = rotate(self._split_heads(self.k_proj(normed)), *rotary)
+        value = self._split_heads(self.v_proj(normed))
+        attended, weights = self._attention()(
+            self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0
+        )
+        hidden_states = hidden_states + self.attn_out(attended.reshape(*hidden_states.shape))
+        normed = self.ff_norm(hidden_states)
+        return hidden_states + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed)), weights
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _attention(self) -> Callable:
+        implementation = self.config._attn_implementation
+        return eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
+
+
+class LLaDAPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of a LLaDA model: initialisation, saving, and what is supported."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LLaDABlock"]
+    _supports_sdpa = True
+    # Our losses divide by the whole optimizer step themselves; `Trainer` must not divide once more.
+    accepts_loss_kwargs = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise the weights of one module by `config.init_fn`.
+
+        Source: the configured "mitchell" rule of the official code base: truncated normal with standard deviation
+        1/sqrt(d_in), residual outputs divided by sqrt(2 (layer + 1)).
+        """
+        if isinstance(module, LLaDARMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            self._init_matrix(module.weight, getattr(module, "init_divisor", 1.0))
+
+    def _init_matrix(self, weight: Tensor, divisor: float) -> None:
+        if self.config.init_fn == "normal":
+            nn.init.normal_(weight, std=self.config.init_std)
+            return
+        std = weight.shape[-1] ** -0.5 / divisor
+        cutoff = std * (self.config.init_cutoff_factor or 3.0)
+        nn.init.trunc_normal_(weight, std=std, a=-cutoff, b=cutoff)
+
+
+def attention_mask_to_4d(attention_mask: Optional[Tensor]) -> Optional[Tensor]:
+    """Bring a mask into the form that attention functions take.
+
+    Args:
+        attention_mask: None; [batch, keys] with nonzero at valid positions, bool or a number; or already
+            4-D and broadcastable to [batch, heads, queries, keys], bool (True attends) or float (added to the scores).
+
+    Returns:
+        None, or a 4-D mask; bool unless a float mask came in.
+
+    Raises:
+        ValueError: for a mask of another rank.
+    """
+    if attention_mask is None or attention_mask.dim() == 4:
+        return attention_mask
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"`attention_mask` must be [batch, seq], or 4-D as attention takes it, got shape "
+            f"{tuple(attention_mask.shape)}."
+        )
+    return attention_mask[:, None, None, :].bool()
+
+
+class LLaDAModel(LLaDAPreTrainedModel):
+    """The Transformer: noisy ids to hidden states. It holds the head's weight too, as official checkpoints do."""
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__(config)
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.embedding_size, config.d_model),
+                "blocks": nn.ModuleList(LLaDABlock(config, i) for i in range(config.n_layers)),
+                "ln_f": LLaDARMSNorm(config.d_model, config.rms_norm_eps),
+                "ff_out": nn.Linear(config.d_model, config.embedding_size, bias=False),
+            }
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, `transformer.wte`."""
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.transformer.wte = value
+
+    def forward(
+        self,
+        input_ids: Optional[Tensor] = None,
+        attention_mask: Optional[Tensor] = None,
+        position_ids: Optional[Tensor] = None,
+        inputs_embeds: Optional[Tensor] = None,
+        logits_window: Optional[Window] = None,
+        output_hidden_states: Optional[bool] = None,
+        output_attentions: Optional[bool] = None,
+        return_dict: Optional[bool] = None,
+    ) -> Union[tuple, BaseModelOutput]:
+        """Run the Transformer without the head.
+
+        Args:
+            input_ids: ids that may hold mask tokens; int64 [batch, seq]. Exactly one of it and `inputs_embeds`.
+            attention_mask: see `attention_mask_to_4d`. None attends to everything.
+            position_ids: position of each token; int64 [batch or 1, seq]. None is 0..seq-1 in every row.
+            inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
+            logits_window: (start, end): return these positions only; the last block computes no others.
+            output_hidden_states: also return the embeddings and every block's output (the last one normed).
+            output_attentions: also return attention weights; needs `attn_implementation="eager"`.
+            return_dict: a tuple instead of an output object if False.
+
+        Returns:
+            `BaseModelOutput`: `last_hidden_state` [batch, seq or end - start, d_model], `hidden_states` and
+            `attentions`, tuples of full-length tensors if asked for.
+
+        Raises:
+            ValueError: for no or two inputs, a mask of another rank, attentions of an implementation without any.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"`output_attentions=True` needs `attn_implementation=\"eager\"`, got "
+                f"{self.config._attn_implementation!r}; load the model with "
+                f'`from_pretrained(..., attn_implementation="eager")`.'
+            )
+        keeps_all = bool(output_hidden_states or output_attentions)
+        hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        length = hidden_states.shape[1]
+        if length > self.config.max_sequence_length:
+            logger.warning_once(
+                f"The sequence has {length} positions, more than `max_sequence_length` "
+                f"({self.config.max_sequence_length}); the model was not trained on such lengths. Shorten the input."
+            )
+        if position_ids is None:
+            position_ids = torch.arange(length, device=hidden_states.device)[None]
+        rotary = rotary_tables(position_ids, self.transformer.blocks[0].head_dim, self.config.rope_theta)
+        mask = attention_mask_to_4d(attention_mask)
+
+        all_hidden_states, all_attentions = (hidden_states,), ()
+        last = len(self.transformer.blocks) - 1
+        for index, block in enumerate(self.transformer.blocks):
+            window = logits_window if index == last and not keeps_all else None
+            hidden_states, attention = block(hidden_states, rotary, mask, window)
+            if index < last:
+                all_hidden_states += (hidden_states,)
+            all_attentions += (attention,)
+        hidden_states = self.transformer.ln_f(hidden_states)
+        all_hidden_states += (hidden_states,)
+        if keeps_all and logits_window is not None:
+            hidden_states = hidden_states[:, slice(*logits_window)]
+        output = BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=all_hidden_states if output_hidden_states else None,
+            attentions=all_attentions if output_attentions else None,
+        )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _wants_dict(self, return_dict: Optional[bool]) -> bool:
+        return bool(self.config.return_dict if return_dict is None else return_dict)
+
+
+class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
+    """LLaDA with its head: predicts every masked token at once, and generates text by diffusion (`generate`).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_llada import LLaDAConfig, LLaDAModelLM
+    >>> config = LLaDAConfig(d_model=32, n_layers=2, n_heads=4, mlp_hidden_size=64, vocab_size=100, mask_token_id=99,
+    ...                      eos_token_id=0, pad_token_id=0)
+    >>> model = LLaDAModelLM(config).eval()
+    >>> noisy = torch.tensor([[5, 99, 7]])
+    >>> model(noisy).logits.shape
+    torch.Size([1, 3, 100])
+    >>> model(noisy, logits_positions=noisy == 99).logits.shape
+    torch.Size([1, 100])
+
+    ```
+    """
+
+    # Saving copies the code files beside the weights; the config writes the whole `auto_map`.
+    _auto_class = "AutoModel"
+    generation_config_class = LLaDAGenerationConfig
+    _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        # A class name without a known head would fall back to the shifted loss of causal models.
+        self.loss_type = "ForMaskedLM"
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, `model.transformer.wte`."""
+        return self.model.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.model.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head, `model.transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
+        return self.model.transformer.ff_out
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the head."""
+        self.model.transformer.ff_out = value
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize embedding and head as in transformers, and the config's `embedding_size` with them."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.embedding_size = embeddings.num_embeddings
+        return embeddings
+
+    def forward(
+        self,
+        input_ids: Optional[Tensor] = None,
+        attention_mask: Optional[Tensor] = None,
+        position_ids: Optional[Tensor] = None,
+        inputs_embeds: Optional[Tensor] = None,
+        labels: Optional[Tensor] = None,
+        past_key_values: Optional[Any] = None,
+        use_cache: Optional[bool] = None,
+        logits_positions: Optional[Tensor] = None,
+        logits_window: Optional[Window] = None,
+        output_hidden_states: Optional[bool] = None,
+        output_attentions: Optional[bool] = None,
+        return_dict: Optional[bool] = None,
+    ) -> Union[tuple, MaskedLMOutput]:
+        """Predict the clean tokens from noisy ones.
+
+        Args:
+            input_ids: ids that may hold mask tokens; int64 [batch, seq].
+            attention_mask: nonzero at valid positions; [batch, seq], or 4-D (see `attention_mask_to_4d`).
+            position_ids: int64 [batch or 1, seq]. None is 0..seq-1.
+            inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
+            labels: clean ids, -100 where nothing is to be learnt; int64 [batch, seq]. Labels are never shifted, and
+                only masked positions count: the mean cross-entropy over labelled positions that hold the mask token
+                (over all labelled ones if `inputs_embeds` is given). The weighted losses of training are in
+                `llada_training`.
+            past_key_values: not supported; `generate` brings its own cache.
+            use_cache: not supported; None or False.
+            logits_positions: score these positions only; bool [batch, seq]. `logits` is then [num_selected, vocab],
+                rows in the order of the mask.
+            logits_window: (start, end): nothing outside is scored, and the last block skips it. With
+                `logits_positions`, the positions must lie inside.
+            output_hidden_states: return the embeddings and all blocks' outputs.
+            output_attentions: return attention weights; needs `attn_implementation="eager"`.
+            return_dict: a tuple instead of an output object if False.
+
+        Returns:
+            `MaskedLMOutput` with `loss` (if `labels`), `logits` [batch, seq, embedding_size] (or fewer, see above),
+            `hidden_states`, `attentions`.
+
+        Raises:
+            ValueError: for labels without any masked position (the model would learn to copy its input), labels
+                together with partial logits, and caches.
+        """
+        if past_key_values is not None or use_cache:
+            raise ValueError(
+                "`past_key_values` and `use_cache=True` are not supported by `forward`: every position attends to "
+                "every other one, so no key is final before the text is. Leave them out."
+            )
+        if labels is not None and (logits_positions is not None or logits_window is not None):
+            raise ValueError(
+                "`labels` need the logits of all positions; pass either `labels`, or `logits_positions` and your own loss."
+            )
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            logits_window=logits_window,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state
+        if logits_positions is not None:
+            hidden_states = hidden_states[logits_positions[:, slice(*logits_window or (None,))]]
+        logits = self.get_output_embeddings()(hidden_states)
+        output = MaskedLMOutput(
+            loss=None if labels is None else self._masked_loss(logits, labels, input_ids),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+
+    def _masked_loss(self, logits: Tensor, labels: Tensor, input_ids: Optional[Tensor]) -> Tensor:
+        """Mean cross-entropy over labelled positions that hold the mask token, without any shift; float32 scalar."""
+        is_scored = labels != -100
+        if input_ids is not None:
+            is_scored = is_scored & (input_ids == self.config.mask_token_id)
+        if not is_scored.any():
+            raise ValueError(
+                "`labels` were given, but no labelled position of `input_ids` holds the mask token "
+                f"(`mask_token_id`={self.config.mask_token_id}): a bidirectional model would only learn to copy its "
+                "input. Mask the input first (`modeling_llada.diffusion_llada.add_noise`), or train with "
+                "`LLaDASFTTrainer` or `LLaDAPretrainingTrainer` of `llada_training`, which do."
+            )
+        return F.cross_entropy(logits[is_scored].float(), labels[is_scored])

@@ -1,0 +1,168 @@
+"""Which predicted tokens to commit: candidates, confidence measures and commit rules, on tensors only.
+
+Nothing here knows a model, a tokenizer or a config.
+
+Shape legend: B batch, L positions of a block, K positions scored (masked ones, rows one after the other),
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+import torch
+from torch import Tensor
+
+
+def low_confidence(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
+    """Probability of each candidate under the model, in [0, 1]: commit the most probable, remask the rest.
+
+    The mask token keeps its share of the distribution, as in the released sampler.
+
+    Args:
+        logits: float32 [num_scored, vocab].
+        candidates: int64 [num_scored].
+        mask_token_id: not used; the measures share one signature.
+
+    Returns:
+        float32 [num_scored].
+
+    Source: LLaDA (arXiv:2502.09992), section 2.4, low-confidence remasking.
+    """
+    chosen = logits.gather(-1, candidates[:, None])[:, 0]
+    return (chosen - logits.logsumexp(-1)).exp()
+
+
+def margin(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
+    """Probability of the best token minus that of the second best, in [0, 1]; the mask token is left out.
+
+    Args and result are those of `low_confidence`; the candidates do not enter.
+
+    Source: Kim et al., Train for the Worst, Plan for the Best (arXiv:2502.06768), top probability margin.
+    """
+    best = _proposable(logits, mask_token_id).softmax(-1).topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1]
+
+
+def entropy(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
+    """Negative entropy of the prediction in nats, so that larger is surer, at most 0; the mask token is left out.
+
+    Args and result are those of `low_confidence`; the candidates do not enter.
+
+    Source: the ordering of Ben-Hamu et al., EB-Sampler (arXiv:2505.24857).
+    """
+    return -torch.special.entr(_proposable(logits, mask_token_id).softmax(-1)).sum(-1)
+
+
+# `remasking` names one of these, or `random`: a uniform number instead of a measure.
+CONFIDENCE_MEASURES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "low_confidence": low_confidence,
+    "margin": margin,
+    "entropy": entropy,
+}
+REMASKING = (*CONFIDENCE_MEASURES, "random")
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """Turns logits into one candidate per position and a confidence in it.
+
+    Attributes:
+        mask_token_id: never proposed.
+        measure: one of `REMASKING`.
+        warp: maps (ids, logits) to the logits to draw from, e.g. a `LogitsProcessorList`; None takes the most
+            probable token.
+        suppressed_ids: tokens that are never proposed and hold no probability (the paper's App. B.4, `logits_eos_inf`).
+        last_ids: tokens that may be proposed but with no confidence, so that they are committed last
+            (App. B.4, `confidence_eos_eot_inf`).
+    """
+
+    mask_token_id: int
+    measure: str = "low_confidence"
+    warp: Optional[Callable[[Optional[Tensor], Tensor], Tensor]] = None
+    suppressed_ids: tuple[int, ...] = ()
+    last_ids: tuple[int, ...] = ()
+
+    def __call__(
+        self, logits: Tensor, candidate_draws: Optional[Tensor] = None, order_draws: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor]:
+        """Choose a candidate at each scored position.
+
+        Args:
+            logits: [num_scored, vocab]; may be overwritten.
+            candidate_draws: uniforms in [0, 1); [num_scored]. Needed if `warp` is given.
+            order_draws: uniforms in [0, 1); [num_scored]. Needed if `measure` is `random`.
+
+        Returns:
+            Candidates, int64 [num_scored], and confidences, float32 [num_scored].
+        """
+        logits = logits.float()
+        if self.suppressed_ids:
+            logits[:, list(self.suppressed_ids)] = -torch.inf
+        proposable = _proposable(logits, self.mask_token_id)
+        if self.warp is None:
+            candidates = proposable.argmax(-1)
+        else:
+            candidates = sample(self.warp(None, proposable), candidate_draws)
+        if self.measure == "random":
+            return candidates, order_draws
+        if self.last_ids:
+            logits[:, list(self.last_ids)] = -torch.inf
+        return candidates, CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id)
+
+
+def _proposable(logits: Tensor, mask_token_id: int) -> Tensor:
+    """The logits without the mask token; a copy."""
+    proposable = logits.clone()
+    proposable[:, mask_token_id] = -torch.inf
+    return proposable
+
+
+def sample(logits: Tensor, draws: Tensor) -> Tensor:
+    """Draw from softmax(logits) by inverting the cumulative distribution at one uniform per row.
+
+    The result has the distribution of the released sampler's Gumbel-max at a fraction of its work.
+
+    Args:
+        logits: float32 [num_scored, vocab]; -inf is never drawn.
+        draws: uniforms in [0, 1); [num_scored].
+
+    Returns:
+        int64 [num_scored].
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    total = cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, draws[:, None] * total, right=True)
+    # Rounding may carry a draw close to 1 past the last token that has probability.
+    last = torch.searchsorted(cumulative, total)
+    return torch.minimum(drawn, last)[:, 0]
+
+
+def tokens_per_step(num_masked: Tensor, num_steps: int) -> Tensor:
+    """Share each row's masked positions over the steps, larger shares first.
+
+    Args:
+        num_masked: masked positions in the block; int64 [batch].
+        num_steps: denoising steps for the block, at least 1.
+
+    Returns:
+        Positions to commit at each step; int64 [batch, num_steps]. Rows sum to `num_masked`.
+
+    Source: LLaDA (arXiv:2502.09992), linear schedule: every step commits equally many.
+    """
+    steps = torch.arange(num_steps, device=num_masked.device)
+    return num_masked[:, None] // num_steps + (steps < num_masked[:, None] % num_steps)
+
+
+def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:
+    """Mark the `counts` most confident positions of each row; the earlier position wins a tie.
+
+    Args:
+        confidence: -inf where nothing may be committed; float32 [batch, block].
+        counts: positions to mark, at most the finite ones; int64 [batch].
+
+    Returns:
+        bool [batch, block], `counts` per row.
+    """
+    order = confidence.argsort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(dim=-1)
+    return rank < counts[:, None]
