@@ -1,0 +1,1 @@
+"""The `llada` command: one Typer application, whose heavy imports wait until a command needs them."""

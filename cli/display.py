@@ -1,0 +1,192 @@
+"""Shows the canvas in the terminal while it is denoised."""
+
+import sys
+import time
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.segment import Segment
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+from typing_extensions import Self
+
+MASK_STYLE, FRESH_STYLE, PROMPT_STYLE = "dim", "bold green", "dim"
+SECONDS_PER_FRAME = 0.05
+# Control characters but for tab and newline: a model must not move the cursor.
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in [*range(9), *range(11, 32), *range(127, 160)]}
+
+
+def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None, bool]:
+    """Decide where the canvas is shown.
+
+    Args:
+        answers_on_stdout: whether stdout is meant for a reader that is no person, such as JSON.
+        quiet: show no canvas at all.
+
+    Returns:
+        The console, None for no canvas; and whether the canvas stays there as the answer. It stays on a terminal's
+        stdout. If only stderr is a terminal, the canvas is shown there and wiped, and stdout is left to the answers.
+    """
+    if quiet:
+        return None, False
+    if sys.stdout.isatty() and not answers_on_stdout:
+        return Console(), True
+    if sys.stderr.isatty() and not sys.stdout.isatty():
+        return Console(stderr=True), False
+    return None, False
+
+
+def cut_at_stop(ids: list[int], stop_ids: Iterable[int], mask_token_id: int) -> list[int]:
+    """Return `ids` up to the first stop token; all of them if a masked position comes before it."""
+    stops = set(stop_ids)
+    for position, token_id in enumerate(ids):
+        if token_id == mask_token_id:
+            return ids
+        if token_id in stops:
+            return ids[:position]
+    return ids
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which would steer the terminal, but keep tabs and newlines."""
+    return text.translate(_CONTROLS)
+
+
+def canvas_text(
+    ids: list[int], is_fresh: list[bool], tokenizer: PreTrainedTokenizerBase, mask_glyph: str = "░"
+) -> Text:
+    """Render one row of the canvas: a dim block for each masked position, text for the others.
+
+    Args:
+        ids: the row.
+        is_fresh: positions to highlight; same length.
+        tokenizer: decodes the runs between masked positions; special tokens are left out.
+        mask_glyph: what stands for a masked position.
+    """
+    text = Text()
+    for is_masked, run in groupby(range(len(ids)), key=lambda i: ids[i] == tokenizer.mask_token_id):
+        positions = list(run)
+        if is_masked:
+            text.append(mask_glyph * len(positions), MASK_STYLE)
+            continue
+        start = len(text)
+        text.append(_decode([ids[i] for i in positions], tokenizer))
+        for fresh, group in groupby(range(len(positions)), key=lambda i: is_fresh[positions[i]]):
+            if fresh:
+                span = list(group)
+                # A character may lie on several tokens: the run is decoded whole, and prefixes give the offsets.
+                begin, end = (len(_decode([ids[i] for i in positions[:n]], tokenizer)) for n in (span[0], span[-1] + 1))
+                text.stylize(FRESH_STYLE, start + begin, start + end)
+    return text
+
+
+class CanvasStreamer(BaseStreamer):
+    """Streamer that redraws the canvas after each step, and leaves the finished text (or nothing) behind.
+
+    Use as a context manager: leaving it gives the terminal back, also after an error or Ctrl-C.
+
+    Args:
+        tokenizer: with its mask token declared.
+        console: where to draw; long text wraps at its width, and a canvas taller than it shows its newest part.
+        prompts: text shown dim before each row's canvas, one per row; none for infilling, where the rows hold
+            everything and each draft is the whole of it.
+        stop_ids: a row is cut at the first of them once nothing before it is masked.
+        stays: leave the finished text on the console.
+        seconds_per_frame: drafts that come quicker are skipped.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console,
+        prompts: list[str],
+        stop_ids: Iterable[int] = (),
+        stays: bool = True,
+        seconds_per_frame: float = SECONDS_PER_FRAME,
+    ):
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.stop_ids = frozenset(stop_ids)
+        self.stays = stays
+        self.seconds_per_frame = seconds_per_frame
+        self._mask_glyph = "░" if console.encoding.startswith("utf") else "_"
+        self._live = Live(console=console, auto_refresh=False, transient=not stays, vertical_overflow="visible")
+        self._finished: list[list[int]] | None = None
+        self._draft: Any = None
+        self._shown: list[list[int]] = []
+        self._shown_at = -float("inf")
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def put(self, value: Any) -> None:
+        """Receive the prompt first, then each finished block; int64 [batch, length]."""
+        rows = value.tolist()
+        if self._finished is None:
+            self._finished = [[] for _ in rows]
+            self._shown = [] if self.prompts else rows
+        elif self.prompts:
+            self._finished = [done + row for done, row in zip(self._finished, rows)]
+            self._draft = self._draft[:, value.shape[1] :]
+        else:
+            self._draft = value
+
+    def put_draft(self, value: Any, **kwargs: Any) -> None:
+        """Receive what is not finished after a step, masks included; int64 [batch, length]."""
+        self._draft = value.clone()
+        if time.monotonic() - self._shown_at >= self.seconds_per_frame:
+            self._show(is_final=False)
+
+    def end(self) -> None:
+        """Draw the finished canvas, without highlights."""
+        if self._draft is not None:
+            self._show(is_final=True)
+
+    def _show(self, is_final: bool) -> None:
+        """Draw every row; tokens committed since the last frame are fresh."""
+        rows = [done + row for done, row in zip(self._finished or [], self._draft.tolist())]
+        mask = self.tokenizer.mask_token_id
+        before = self._shown or [[mask] * len(row) for row in rows]
+        prompts = self.prompts or [""] * len(rows)
+        text, committed = Text(), 0
+        for prompt, row, shown in zip(prompts, rows, before):
+            row = cut_at_stop(row, self.stop_ids, mask)
+            is_fresh = [not is_final and old == mask != new for old, new in zip(shown, row)]
+            text.append("\n\n" if len(text) else "").append(printable(prompt), PROMPT_STYLE)
+            canvas = canvas_text(row, is_fresh, self.tokenizer, self._mask_glyph)
+            committed = len(text) + len(canvas.plain.rstrip(self._mask_glyph))
+            text.append_text(canvas)
+        shows_all = is_final and self.stays
+        self._live.update(_Window(text, None if shows_all else committed), refresh=True)
+        self._shown, self._shown_at = rows, time.monotonic()
+
+
+class _Window:
+    """The lines of a text that fit on the console, around the offset `focus`; all lines if it is None."""
+
+    def __init__(self, text: Text, focus: int | None):
+        self.text = text
+        self.focus = focus
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self.text, options, pad=False)
+        height = max(1, console.height - 1)
+        if self.focus is not None and len(lines) > height:
+            end = max(height, len(console.render_lines(self.text[: self.focus], options, pad=False)))
+            lines = lines[end - height : end]
+        for index, line in enumerate(lines):
+            if index:
+                yield Segment.line()
+            yield from line
+
+
+def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return printable(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,234 @@
+"""`llada generate`: answers prompts, each on its own or in batches."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from modeling_llada.tokenization_llada import EOT_TOKEN, encode_chat
+
+from .display import CanvasStreamer, choose_console, cut_at_stop, printable
+from .loading import Checkpoint, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, and what it cost; the seconds are those of its whole batch."""
+
+    text: str
+    num_tokens: int
+    num_forward_passes: int
+    seconds: float
+
+
+def answer_prompts(
+    prompts: list[str],
+    model_options: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    chat: bool = False,
+    infill: bool = False,
+    batch_size: int = 1,
+    json_lines: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Print an answer to every prompt, in order.
+
+    Args:
+        prompts: read from stdin, one a line, if empty.
+        model_options: arguments of `load_checkpoint`.
+        options: options of `generate`, and `seed`: the n-th prompt (from 0) draws with seed + n, in any batch.
+        chat: put each prompt as a user's turn.
+        infill: fill the mask tokens in the prompts instead of continuing them.
+        batch_size: prompts answered at once.
+        json_lines: print JSON objects with the keys `prompt`, `answer`, `forward_passes`, `tokens`, `seconds`
+            (those of the whole batch).
+        quiet: do not show the canvas.
+
+    Raises:
+        ValueError: for options that contradict each other, and prompts that cannot be answered.
+    """
+    if chat and infill:
+        raise ValueError("`--chat` and `--infill` exclude each other; pass one of them.")
+    if infill and "max_new_tokens" in options:
+        raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` means nothing; leave it out.")
+    prompts = prompts or read_prompts()
+    console, stays = choose_console(answers_on_stdout=json_lines, quiet=quiet)
+    checkpoint = load_with_notice(model_options, quiet)
+    rows = [encode_prompt(checkpoint, prompt, chat, infill) for prompt in prompts]
+    options, generators = split_seed(options, checkpoint, len(prompts))
+    for start in range(0, len(prompts), batch_size):
+        batch = slice(start, start + batch_size)
+        shown = [] if infill else [prompt + "\n" * chat for prompt in prompts[batch]]
+        stop_ids = () if infill else active_stop_ids(checkpoint, options)
+        with show_canvas(checkpoint, console, shown, stop_ids, stays) as streamer:
+            draws = generators and generators[batch]
+            answers = answer_batch(checkpoint, rows[batch], options, draws, infill, streamer)
+        for prompt, answer in zip(prompts[batch], answers):
+            if json_lines:
+                print(_to_json(prompt, answer), flush=True)
+            elif not stays:
+                print_answer(answer.text)
+        if console is not None and stays:
+            console.print(_summary(answers), style="dim", highlight=False)
+
+
+def show_canvas(
+    checkpoint: Checkpoint, console: Console | None, prompts: list[str], stop_ids: Iterable[int], stays: bool
+) -> AbstractContextManager[CanvasStreamer | None]:
+    """Return the streamer for one batch, or None where nothing is shown; see `CanvasStreamer`."""
+    if console is None:
+        return nullcontext()
+    return CanvasStreamer(checkpoint.tokenizer, console, prompts, stop_ids, stays)
+
+
+def read_prompts() -> list[str]:
+    """Return the lines of stdin that are not blank."""
+    lines = [] if sys.stdin.isatty() else [line.rstrip("\r\n") for line in sys.stdin]
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError('There is no prompt: pass one (llada generate "Once upon a time"), or lines of them on stdin.')
+    return prompts
+
+
+def load_with_notice(model_options: dict[str, Any], quiet: bool) -> Checkpoint:
+    """Load a checkpoint; a folder's takes a moment, during which a terminal shows that something happens."""
+    name = model_options.get("model")
+    is_download = name is not None and not Path(name).is_dir()
+    status: AbstractContextManager = nullcontext()
+    if sys.stderr.isatty() and not quiet and not is_download:
+        status = Console(stderr=True).status(f"Loading {Path(name).name if name else 'the bundled model'}")
+    with status:
+        return load_checkpoint(**model_options)
+
+
+def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool) -> list[int]:
+    """Encode a prompt as it stands, or as a user's turn.
+
+    Raises:
+        ValueError: for a prompt without a token, one to fill without a mask, and one to continue with masks.
+    """
+    tokenizer = checkpoint.tokenizer
+    if not prompt.strip():
+        raise ValueError("A prompt is empty; pass at least one word.")
+    ids = encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else tokenizer(prompt)["input_ids"]
+    num_masks = ids.count(tokenizer.mask_token_id)
+    if infill and not num_masks:
+        raise ValueError(f"`--infill` found no {tokenizer.mask_token} in {prompt!r}; write one for each token to fill.")
+    if not infill and num_masks:
+        raise ValueError(f"{prompt!r} holds {tokenizer.mask_token}; pass `--infill` to have it filled.")
+    return ids
+
+
+def split_seed(
+    options: dict[str, Any], checkpoint: Checkpoint, num_rows: int
+) -> tuple[dict[str, Any], list[torch.Generator] | None]:
+    """Take `seed` out of the options; return the rest, and one generator per row if there was a seed."""
+    rest = {name: value for name, value in options.items() if name != "seed"}
+    if "seed" not in options:
+        return rest, None
+    device = checkpoint.model.device
+    return rest, [torch.Generator(device).manual_seed(options["seed"] + row) for row in range(num_rows)]
+
+
+def active_stop_ids(checkpoint: Checkpoint, options: dict[str, Any]) -> frozenset[int]:
+    """Return the tokens at which an answer is cut: none if it shall go on after end of text."""
+    return checkpoint.stop_ids if options.get("stop_at_eos", checkpoint.options.stop_at_eos) else frozenset()
+
+
+def answer_batch(
+    checkpoint: Checkpoint,
+    rows: list[list[int]],
+    options: dict[str, Any],
+    generators: list[torch.Generator] | None = None,
+    infill: bool = False,
+    streamer: Any = None,
+) -> list[Answer]:
+    """Continue encoded prompts together, or fill their masks.
+
+    Args:
+        checkpoint: model, tokenizer and the options its files set.
+        rows: token ids of the prompts, of any lengths.
+        options: options of `generate` that override the checkpoint's.
+        generators: of the draws, one for each row.
+        infill: fill the masks in the rows instead of continuing them.
+        streamer: receives the canvas after each step.
+    """
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    input_ids, attention_mask = left_pad(rows, tokenizer.pad_token_id, model.device)
+    began = time.perf_counter()
+    run = model.infill if infill else model.generate
+    output = run(
+        input_ids,
+        attention_mask=attention_mask,
+        generation_config=checkpoint.options,
+        streamer=streamer,
+        generator=generators,
+        return_dict_in_generate=True,
+        **options,
+    )
+    seconds = time.perf_counter() - began
+    if infill:
+        num_filled = [row.count(tokenizer.mask_token_id) for row in rows]
+        answers = [ids[-len(row) :] for ids, row in zip(output.sequences.tolist(), rows)]
+    else:
+        stops = active_stop_ids(checkpoint, options)
+        answers = output.sequences[:, input_ids.shape[1] :].tolist()
+        answers = [cut_at_stop(ids, stops, tokenizer.mask_token_id) for ids in answers]
+        num_filled = [len(ids) for ids in answers]
+    texts = [_decode_answer(checkpoint, ids) for ids in answers]
+    passes = output.num_forward_passes.tolist()
+    return [Answer(*each, seconds) for each in zip(texts, num_filled, passes)]
+
+
+def left_pad(rows: list[list[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Pad rows at the left to one length.
+
+    Returns:
+        Ids int64 [batch, length], and the attention mask int64 [batch, length], or None if nothing was padded.
+    """
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad_token_id] * (length - len(row)) + row for row in rows], device=device)
+    if all(len(row) == length for row in rows):
+        return ids, None
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def print_answer(text: str) -> None:
+    """Print an answer to stdout; on a terminal without control characters."""
+    print(printable(text) if sys.stdout.isatty() else text, flush=True)
+
+
+def _decode_answer(checkpoint: Checkpoint, ids: list[int]) -> str:
+    """Decode without special tokens, up to an end of turn that a tokenizer without this token has spelled out."""
+    text = checkpoint.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.partition(EOT_TOKEN)[0]
+
+
+def _to_json(prompt: str, answer: Answer) -> str:
+    return json.dumps(
+        {
+            "prompt": prompt,
+            "answer": answer.text,
+            "forward_passes": answer.num_forward_passes,
+            "tokens": answer.num_tokens,
+            "seconds": round(answer.seconds, 4),
+        },
+        ensure_ascii=False,
+    )
+
+
+def _summary(answers: list[Answer]) -> str:
+    """Return one line on what a batch cost."""
+    num_tokens = sum(answer.num_tokens for answer in answers)
+    num_passes = max(answer.num_forward_passes for answer in answers)
+    return f"\n{num_tokens} tokens · {num_passes} passes · {answers[0].seconds:.1f} s\n"

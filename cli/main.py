@@ -1,0 +1,85 @@
+"""The `llada` command and its sub-commands; each imports what it needs when it runs, so that --help is quick."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
+from .train import app as train_app
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(train_app, name="train")
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the package's version and exit, before Typer asks for a command."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"llada {version('llada-hf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """LLaDA: a language model that writes by unmasking."""
+
+
+@app.command()
+@reports_errors
+@takes(MODEL_OPTIONS, into="model_options", panel="Model")
+@takes(GENERATION_OPTIONS, into="options", panel="Generation")
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; read from stdin, one a line, if none is given.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt as a user's turn of a chat.")] = False,
+    infill: Annotated[
+        bool, typer.Option("--infill", help="Fill every <|mdm_mask|> in the prompts, one token for each.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 1,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line: answer, passes, tokens, seconds.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the canvas: print the answers.")] = False,
+    *,
+    model_options: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Answer prompts.
+
+    On a terminal the canvas is shown while it is denoised; in a pipe only the answers are printed.
+    """
+    from .generate import answer_prompts
+
+    answer_prompts(
+        prompts or [],
+        model_options,
+        options,
+        chat=chat,
+        infill=infill,
+        batch_size=batch_size,
+        json_lines=json_lines,
+        quiet=quiet,
+    )
+
+
+@app.command()
+@reports_errors
+@takes(MODEL_OPTIONS, into="model_options", panel="Model")
+@takes(GENERATION_OPTIONS, into="options", panel="Generation")
+def chat(
+    system: Annotated[str | None, typer.Option("--system", "-s", help="Instruction that opens the chat.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the canvas: print the answers.")] = False,
+    *,
+    model_options: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Hold a conversation: on a terminal, or with one user's turn a line from stdin."""
+    from .chat import hold_conversation
+
+    hold_conversation(model_options, options, system=system, quiet=quiet)

@@ -1,0 +1,176 @@
+"""From documents to training sequences: read, tokenise, end each with EOS, concatenate, cut to length."""
+
+import os
+from typing import Any, Optional
+
+import numpy as np
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+
+# Documents tokenised at once, and documents concatenated before the last sequence is cut short.
+TOKENIZE_BATCH = 1000
+PACK_BATCH = 10_000
+FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json"}
+EXCERPT_LENGTH = 80
+
+
+def load_documents(
+    sources: list[str], text_column: str = "text", split: str = "train", config_name: Optional[str] = None
+) -> Dataset:
+    """Read documents.
+
+    Args:
+        sources: files, each `.txt` (one document per file) or `.jsonl` (one document per line, under `text_column`);
+            or one entry: a folder of `Dataset.save_to_disk`, or the name or folder of a `datasets` data set.
+        text_column: column that holds the text.
+        split: split of a named data set.
+        config_name: configuration of a named data set.
+
+    Returns:
+        A data set with the one column `text`.
+
+    Raises:
+        ValueError: if a file is missing or of another kind, the column is missing or no text, or there is nothing.
+    """
+    if not sources:
+        raise ValueError("`train_data` must name files or a data set, got nothing; pass e.g. train_data=corpus.jsonl.")
+    if len(sources) == 1 and not os.path.isfile(sources[0]) and not _looks_like_file(sources[0]):
+        documents = _load_named(sources[0], split, config_name)
+        columns = [_only_text(documents, text_column, sources[0])]
+    else:
+        columns = [_only_text(_load_file(path), "text" if _is_plain(path) else text_column, path) for path in sources]
+    documents = concatenate_datasets(columns)
+    if not len(documents):
+        raise ValueError(f"{', '.join(sources)} must hold at least one document, got none.")
+    return documents
+
+
+def pack_documents(
+    documents: Dataset,
+    tokenizer: Any,
+    sequence_length: int,
+    vocab_size: int,
+    mask_token_id: int,
+    num_proc: Optional[int] = None,
+) -> Dataset:
+    """Tokenise documents, put EOS after each, concatenate them and cut the stream to equal lengths.
+
+    No token is dropped: the last sequence of every `PACK_BATCH` documents may be shorter.
+
+    Args:
+        documents: data set with the column `text`.
+        tokenizer: with an EOS token; nothing else is added.
+        sequence_length: tokens of each sequence.
+        vocab_size: ids must be below it; the model's embedding size.
+        mask_token_id: must not appear in the documents.
+        num_proc: processes that tokenise. The result does not depend on it.
+
+    Returns:
+        A data set with `input_ids` (int32) and `example_id`, the number of the sequence (int64).
+
+    Raises:
+        ValueError: if the tokenizer has no EOS, a document holds the mask token or an id that the model does not
+            have, or there is no token at all.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            "`tokenizer` must have an EOS token, which separates documents, got none; set `tokenizer.eos_token`."
+        )
+    tokens = documents.map(
+        _tokenize,
+        batched=True,
+        batch_size=TOKENIZE_BATCH,
+        with_indices=True,
+        remove_columns=documents.column_names,
+        num_proc=num_proc,
+        fn_kwargs={"tokenizer": tokenizer, "vocab_size": vocab_size, "mask_token_id": mask_token_id},
+        desc="Tokenizing documents",
+    )
+    packed = tokens.with_format("arrow").map(
+        _pack,
+        batched=True,
+        batch_size=PACK_BATCH,
+        remove_columns=tokens.column_names,
+        fn_kwargs={"sequence_length": sequence_length},
+        desc=f"Packing into sequences of {sequence_length}",
+    )
+    packed = packed.with_format(None)
+    if not len(packed):
+        raise ValueError("The documents must hold at least one token, got only empty texts.")
+    return packed.add_column("example_id", np.arange(len(packed)))
+
+
+def _tokenize(batch: dict, indices: list[int], tokenizer: Any, vocab_size: int, mask_token_id: int) -> dict:
+    encoded = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    for index, text, ids in zip(indices, batch["text"], encoded):
+        if mask_token_id in ids:
+            raise ValueError(
+                f"Document {index} must not hold the mask token (id {mask_token_id}), which stands for hidden text, "
+                f"got {_excerpt(text, tokenizer.decode([mask_token_id]))!r}; remove it from the text."
+            )
+        if ids and max(ids) >= vocab_size:
+            raise ValueError(
+                f"Token ids must be below the model's `embedding_size` ({vocab_size}), got {max(ids)} in document "
+                f"{index}, {text[:EXCERPT_LENGTH]!r}; use the model's own `tokenizer`, or a larger `vocab_size`."
+            )
+    # An empty document would only add a second EOS.
+    return {"input_ids": [ids + [tokenizer.eos_token_id] for ids in encoded if ids]}
+
+
+def _pack(table: Any, sequence_length: int) -> dict:
+    stream = table["input_ids"].combine_chunks().flatten().to_numpy().astype(np.int32)
+    return {"input_ids": [stream[start : start + sequence_length] for start in range(0, len(stream), sequence_length)]}
+
+
+def _load_file(path: str) -> Dataset:
+    if not os.path.isfile(path):
+        raise ValueError(f"`train_data` and `validation_data` must name existing files, got {path!r}, which is none.")
+    extension = os.path.splitext(path)[1]
+    if extension not in FILE_FORMATS:
+        raise ValueError(
+            f"Data files must end in {', '.join(FILE_FORMATS)}, got {path!r}; convert it to JSON lines with a text column."
+        )
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{path} must hold at least one document, got an empty file.")
+    options = {"sample_by": "document"} if _is_plain(path) else {}
+    return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", **options)
+
+
+def _load_named(source: str, split: str, config_name: Optional[str]) -> Dataset:
+    if os.path.isfile(os.path.join(source, "dataset_dict.json")) or os.path.isfile(os.path.join(source, "state.json")):
+        documents = load_from_disk(source)
+    else:
+        documents = load_dataset(source, config_name)
+    if isinstance(documents, DatasetDict) or isinstance(documents, dict):
+        if split not in documents:
+            raise ValueError(f"`{source}` must have the split {split!r}, got {', '.join(documents)}; name one of these.")
+        documents = documents[split]
+    return documents
+
+
+def _only_text(documents: Dataset, text_column: str, source: str) -> Dataset:
+    if text_column not in documents.column_names:
+        raise ValueError(
+            f"`text_column` must be a column of {source} ({', '.join(documents.column_names)}), got {text_column!r}."
+        )
+    documents = documents.select_columns([text_column]).rename_columns({text_column: "text"})
+    if documents.features["text"].dtype not in ("string", "large_string"):
+        raise ValueError(
+            f"`text_column` must hold text, got {documents.features['text'].dtype} in column {text_column!r} of {source}."
+        )
+    for index, text in enumerate(documents.with_format("arrow")[:]["text"].is_valid().to_pylist()):
+        if not text:
+            raise ValueError(f"Every document must have a text, got none in row {index} of {source}; remove the row.")
+    return documents
+
+
+def _is_plain(path: str) -> bool:
+    return os.path.splitext(path)[1] == ".txt"
+
+
+def _looks_like_file(source: str) -> bool:
+    return os.path.splitext(source)[1] in FILE_FORMATS
+
+
+def _excerpt(text: str, token: str) -> str:
+    start = max(text.find(token) - EXCERPT_LENGTH // 2, 0)
+    return text[start : start + EXCERPT_LENGTH]
