@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -121,10 +122,8 @@ def hold_conversation(
 def _turns(is_typed: bool) -> Iterator[str]:
     """Yield the lines of stdin that are not blank; a person is prompted for them."""
     if is_typed:
-        try:
-            import readline  # noqa: F401  (gives `input` line editing and history; absent on Windows)
-        except ImportError:
-            pass
+        with suppress(ImportError):  # absent on Windows; its import gives `input` line editing and history
+            import readline  # noqa: F401
     prompt = "\n> " if is_typed and sys.stdout.isatty() else ""
     while True:
         try:

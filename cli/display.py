@@ -17,7 +17,7 @@ from typing_extensions import Self
 MASK_STYLE, FRESH_STYLE, PROMPT_STYLE = "dim", "bold green", "dim"
 SECONDS_PER_FRAME = 0.05
 # Control characters but for tab and newline: a model must not move the cursor.
-_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in [*range(9), *range(11, 32), *range(127, 160)]}
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 
 def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None, bool]:
@@ -189,4 +189,4 @@ class _Window:
 
 
 def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return printable(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return printable(str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)))

@@ -210,7 +210,7 @@ def print_answer(text: str) -> None:
 
 def _decode_answer(checkpoint: Checkpoint, ids: list[int]) -> str:
     """Decode without special tokens, up to an end of turn that a tokenizer without this token has spelled out."""
-    text = checkpoint.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = str(checkpoint.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     return text.partition(EOT_TOKEN)[0]
 
 

@@ -30,7 +30,7 @@ class Checkpoint:
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    options: LLaDAGenerationConfig
+    options: Any  # a LLaDAGenerationConfig, whose fields are made at run time
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -43,7 +43,7 @@ def load_checkpoint(
     model: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
-    revision: str | None = None,
+    revision: str = "main",
     trust_remote_code: bool = False,
 ) -> Checkpoint:
     """Load model and tokenizer.
@@ -76,7 +76,7 @@ def load_checkpoint(
     logging.disable_progress_bar()
     loaded = _load_model(name, revision, torch_dtype, trust_remote_code).to(torch_device).eval()
     _check_fit(name, tokenizer, loaded.config)
-    options = LLaDAGenerationConfig.from_generation_config(loaded.generation_config)
+    options: Any = LLaDAGenerationConfig.from_generation_config(loaded.generation_config)
     if options.eot_token_id is None and not missing_tokens(tokenizer, [EOT_TOKEN]):
         options = options.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
     return Checkpoint(loaded, tokenizer, options)
@@ -129,7 +129,7 @@ def _check_location(name: str) -> None:
         raise FileNotFoundError(f"The checkpoint `{name}` is incomplete: it lacks {', '.join(missing)}.")
 
 
-def _read_config(name: str, revision: str | None) -> dict[str, Any]:
+def _read_config(name: str, revision: str) -> dict[str, Any]:
     """Read config.json as it stands, whatever model it is of."""
     try:
         return LLaDAConfig.get_config_dict(name, revision=revision)[0]
@@ -138,13 +138,13 @@ def _read_config(name: str, revision: str | None) -> dict[str, Any]:
         raise OSError(f"The config.json of `{name}`{place} cannot be read: {error}") from None
 
 
-def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _load_tokenizer(name: str, revision: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer by its class, since AutoTokenizer would ask to run the checkpoint's code."""
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
     except (OSError, ValueError):
         raise
-    except Exception as error:  # noqa: BLE001  (the tokenizers library raises nothing narrower for a corrupt file)
+    except Exception as error:  # the tokenizers library raises nothing narrower for a corrupt file
         raise ValueError(f"The tokenizer.json of `{name}` is corrupt ({error}); download or save it again.") from None
     if not tokenizer.mask_token and missing_tokens(tokenizer, [MASK_TOKEN]):
         raise ValueError(
@@ -154,12 +154,13 @@ def _load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     return prepare_tokenizer(tokenizer, missing="spell_out")
 
 
-def _load_model(name: str, revision: str | None, dtype: Any, trust_remote_code: bool) -> Any:
+def _load_model(name: str, revision: str, dtype: Any, trust_remote_code: bool) -> Any:
     """Load the weights; every one must be in the file and have the right shape."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    model_class, extra = LLaDAModelLM, {}
+    model_class: Any = LLaDAModelLM
+    extra: dict[str, Any] = {}
     if trust_remote_code:
         model_class, extra = AutoModelForCausalLM, {"trust_remote_code": True}
     try:

@@ -51,7 +51,7 @@ class Canvas:
         nothing.
 
         Args:
-            ids: prompts and masks; int64 [batch, seq].
+            ids: prompts and masks; int64 [batch, seq]. Not written to: the canvas is a copy.
             mask_token_id: id of the mask.
             attention_mask: bool [batch, seq] or None.
             generator: see the class.
@@ -64,7 +64,7 @@ class Canvas:
         generator = list(generator) if isinstance(generator, (list, tuple)) else generator
         return cls(
             full=ids.clone(),
-            ids=ids,
+            ids=ids.clone(),
             rows=rows,
             mask_token_id=mask_token_id,
             is_given=ids != mask_token_id,

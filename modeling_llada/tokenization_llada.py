@@ -91,7 +91,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     Returns:
         Token ids, ending with the assistant header.
     """
-    return tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -130,7 +130,7 @@ def sample(logits: Tensor, draws: Tensor) -> Tensor:
         int64 [num_scored].
     """
     cumulative = logits.softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     drawn = torch.searchsorted(cumulative, draws[:, None] * total, right=True)
     # Rounding may carry a draw close to 1 past the last token that has probability.
     last = torch.searchsorted(cumulative, total)

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from llada_cli.chat import Conversation
-from llada_cli.display import CanvasStreamer, canvas_text, choose_console, cut_at_stop
-from llada_cli.loading import load_checkpoint
-from llada_cli.main import app
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from llada_cli.chat import Conversation
+from llada_cli.display import CanvasStreamer, canvas_text, choose_console, cut_at_stop
+from llada_cli.loading import load_checkpoint
+from llada_cli.main import app
 from modeling_llada.tokenization_llada import encode_chat
 
 FOLDER = Path(__file__).parent / "reference" / "checkpoints" / "mha"
@@ -45,7 +45,8 @@ def assert_fails(result, message: str) -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()
-    assert lines[-1].startswith("Error: ") and message in lines[-1], result.stderr
+    assert lines[-1].startswith("Error: "), result.stderr
+    assert message in lines[-1]
     assert "Traceback" not in result.stderr
 
 
@@ -117,7 +118,6 @@ def test_version_is_that_of_the_installed_package():
 
 def test_every_option_of_generation_that_has_a_flag_is_one_of_the_generation_config():
     from llada_cli.options import GENERATION_OPTIONS
-
     from modeling_llada.generation_config_llada import DEFAULTS, NOT_YET_SUPPORTED
 
     names = {name for name, _, _ in GENERATION_OPTIONS}
@@ -188,13 +188,14 @@ def test_chat_puts_the_prompt_as_a_users_turn(checkpoint):
 def test_infill_fills_the_masks_and_leaves_the_rest():
     prompts = ["The <|mdm_mask|><|mdm_mask|> sat.", "Mask: <|mdm_mask|>"]
     first, second = answers_of(*prompts, *MODEL, "--infill", "--batch-size", "2")
-    assert first["answer"].startswith("The ") and first["answer"].endswith(" sat.")
+    assert first["answer"].startswith("The ")
+    assert first["answer"].endswith(" sat.")
     assert second["answer"].startswith("Mask: ")
     assert (first["tokens"], second["tokens"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["a", "--steps", "1", "-n", "64"], "`steps` must be at least the number of blocks (2), got 1"),
         (["a", "--remasking", "confidence"], "`remasking` must be one of low_confidence"),
@@ -244,8 +245,10 @@ def test_a_hub_id_that_cannot_be_reached_is_named():
         check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    assert process.returncode == 2 and process.stdout == ""
-    assert "nobody/nothing" in process.stderr and "Traceback" not in process.stderr
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert "nobody/nothing" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_a_file_is_no_checkpoint_folder():
@@ -347,7 +350,8 @@ def test_reset_forgets_the_conversation():
 def test_exit_ends_the_conversation_and_help_is_no_turn():
     result = run(*CHAT, stdin="/help\n/frobnicate now\n/exit\nhello\n")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "/reset forgets" in result.stderr and "There is no command /frobnicate." in result.stderr
+    assert "/reset forgets" in result.stderr
+    assert "There is no command /frobnicate." in result.stderr
 
 
 def test_a_conversation_that_grows_too_long_loses_its_oldest_exchange_with_a_notice():
@@ -366,7 +370,8 @@ def test_the_system_turn_and_the_last_exchanges_are_kept(checkpoint):
     text = checkpoint.tokenizer.decode(ids)
     assert num_dropped == 1
     assert text.startswith("<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>")
-    assert "aaa" not in text and "b" * 20 in text
+    assert "aaa" not in text
+    assert "b" * 20 in text
 
 
 def test_a_turn_that_is_too_long_alone_raises_and_changes_nothing(checkpoint):
@@ -395,7 +400,8 @@ def test_a_tokenizer_without_chat_tokens_chats_in_plain_text_with_a_notice(copy)
     for token in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
         rename_token(copy, token, token.replace("<|", "<|no_"))
     result = run("chat", "-m", str(copy), "-n", "8", stdin="hello\n")
-    assert result.exit_code == 0 and result.stdout != ""
+    assert result.exit_code == 0
+    assert result.stdout != ""
     assert "The tokenizer lacks <|start_header_id|>, <|end_header_id|>, <|eot_id|>" in result.stderr
 
 
@@ -533,7 +539,8 @@ def test_a_canvas_taller_than_the_console_shows_its_newest_part_until_it_is_fini
         streamer.put(torch.tensor([[1]]))
         streamer.put_draft(torch.tensor([ids + [MASK] * 200]))
         frame = console.file.getvalue()
-        assert "line 9" in frame and "line 3" not in frame
+        assert "line 9" in frame
+        assert "line 3" not in frame
         streamer.put_draft(torch.tensor([ids]))
         streamer.end()
     assert all(f"line {i}" in console.file.getvalue() for i in range(10))
@@ -548,7 +555,8 @@ def test_a_canvas_that_does_not_stay_is_wiped(checkpoint):
 def test_no_color_is_respected(checkpoint, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     written = stream(checkpoint, string_console(), [[[MASK, *ids_of(checkpoint, "ab")]]])
-    assert "\x1b[1;32m" not in written and "\x1b[1m" in written
+    assert "\x1b[1;32m" not in written
+    assert "\x1b[1m" in written
 
 
 def test_a_console_that_cannot_show_blocks_gets_underscores(checkpoint):
@@ -569,7 +577,8 @@ def test_without_a_terminal_no_canvas_is_shown():
 def test_on_a_terminal_the_canvas_is_denoised_and_the_answer_printed_once():
     code, shown = in_terminal("generate", "hello", *SHORT, "--steps", "2")
     assert code == 0
-    assert "░" in shown and "8 tokens · 2 passes" in shown
+    assert "░" in shown
+    assert "8 tokens · 2 passes" in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
@@ -584,4 +593,5 @@ def test_a_typed_conversation_goes_on_after_a_turn_that_is_too_long_and_ends_at_
     turns = [("> ", "hello\n"), ("> ", "x" * 300 + "\n"), ("> ", "\x04")]
     code, shown = in_terminal(*CHAT, turns=turns)
     assert code == 0
-    assert "░" in shown and "shorten it" in shown
+    assert "░" in shown
+    assert "shorten it" in shown

@@ -36,7 +36,7 @@ CONVERSATIONS = {
     "several turns": ([SYSTEM, QUESTION, ANSWER, MORE], SYSTEM_TEXT + QUESTION_TEXT + ANSWER_TEXT + MORE_TEXT),
     "trailing assistant": ([QUESTION, ANSWER], QUESTION_TEXT + ANSWER_TEXT),
 }
-conversations = pytest.mark.parametrize("messages, text", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+conversations = pytest.mark.parametrize(("messages", "text"), CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
 
 
 def load(**changes) -> PreTrainedTokenizerFast:

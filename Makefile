@@ -1,0 +1,92 @@
+# Sets up, tests and tries out the project; `make help` lists the targets.
+#
+# A target makes the environment it needs, once: it is installed again only when pyproject.toml or its constraints
+# change. PYTHON=python3.12 chooses the interpreter; PIP_FLAGS= shows what pip does.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help setup demo test check bench setup-optimum test-optimum
+
+PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
+PIP_FLAGS ?= --quiet
+PYTEST_FLAGS ?=
+
+VENV := .venv
+OPTIMUM_VENV := .venv-optimum
+READY := $(VENV)/.ready
+OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
+
+# The packages as (folder, installed name): mypy looks for installed names.
+PACKAGES := modeling_llada:modeling_llada training:llada_training cli:llada_cli checkpoints:llada_checkpoints
+TYPED := build/typed
+
+# Under transformers 4.57 the Hub code is tested: the model, its remote code and generation.
+OPTIMUM_TESTS ?= tests
+OPTIMUM_MARKERS ?= not newest_only
+
+# Nothing in the tests or the demonstration asks the Hub.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install the project into it
+	@echo "$(VENV) is ready: $$($(VENV)/bin/llada --version), transformers $$($(VENV)/bin/python -c 'from importlib.metadata import version as v; print(v("transformers"), "and torch", v("torch"))')"
+
+demo: $(READY) ## answer three prompts with the bundled model
+	@echo "Asking the bundled model: llada generate …"
+	@$(OFFLINE) $(VENV)/bin/llada generate --max-new-tokens 32 \
+		"In the beginning God created" "The lord is my" "A river is a"
+
+test: $(READY) ## run the tests
+	@echo "Testing in $(VENV) …"
+	@$(OFFLINE) $(VENV)/bin/pytest $(PYTEST_FLAGS)
+
+check: $(READY) ## formatting, lint and types
+	@echo "Formatting: ruff format --check"
+	@$(VENV)/bin/ruff format --check --quiet . || \
+		{ echo "These files are not formatted: $(VENV)/bin/ruff format . does it."; $(VENV)/bin/ruff format --check . | grep '^Would\|files\? would'; exit 1; }
+	@echo "Lint: ruff check"
+	@$(VENV)/bin/ruff check .
+	@echo "Types: mypy"
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)
+	@for package in $(PACKAGES); do ln -s "$(CURDIR)/$${package%%:*}" "$(TYPED)/$${package##*:}"; done
+	@cd $(TYPED) && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
+		--python-executable $(CURDIR)/$(VENV)/bin/python $(foreach package,$(PACKAGES),-p $(lastword $(subst :, ,$(package))))
+
+bench: $(READY) ## measure the speed of generation
+	@echo "Measuring: benchmarks/generation_speed.py"
+	@$(OFFLINE) $(VENV)/bin/python benchmarks/generation_speed.py
+
+setup-optimum: $(OPTIMUM_READY) ## make .venv-optimum: transformers 4.57, Optimum, ONNX Runtime, OpenVINO
+	@echo "$(OPTIMUM_VENV) is ready: $$($(OPTIMUM_VENV)/bin/llada --version), transformers $$($(OPTIMUM_VENV)/bin/python -c 'from importlib.metadata import version as v; print(v("transformers"), "and optimum", v("optimum"))')"
+
+test-optimum: $(OPTIMUM_READY) ## run the model, remote-code and generation tests under transformers 4.57
+	@echo "Testing in $(OPTIMUM_VENV) …"
+	@$(OFFLINE) $(OPTIMUM_VENV)/bin/pytest -m "$(OPTIMUM_MARKERS)" $(PYTEST_FLAGS) $(OPTIMUM_TESTS)
+
+$(READY): pyproject.toml constraints/newest.txt
+	$(call install,$(VENV),constraints/newest.txt,train$(comma)dev)
+
+$(OPTIMUM_READY): pyproject.toml constraints/optimum.txt
+	$(call install,$(OPTIMUM_VENV),constraints/optimum.txt,optimum$(comma)train$(comma)dev)
+
+comma := ,
+
+# $(call install,ENVIRONMENT,CONSTRAINTS,EXTRAS). The file .incomplete lies in an environment while it is worked on: one
+# that was interrupted is made afresh. The build tool is pinned and installed first, so that the build needs no other.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "Python 3.11 or newer is needed (the pinned versions need it), but $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>&1 | head -1). Name another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+@if [ -e $(1)/.incomplete ] || ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
+	echo "Making $(1) with $$($(PYTHON) --version)"; \
+	rm -rf $(1) && mkdir $(1) && touch $(1)/.incomplete && $(PYTHON) -m venv $(1); \
+fi
+@rm -f $(1)/.ready && touch $(1)/.incomplete
+@echo "Installing llada-hf[$(3)] into $(1), versions from $(2) (a minute or more) …"
+@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) setuptools
+@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) --no-build-isolation --editable ".[$(3)]"
+@$(1)/bin/python -m pip check
+@rm -f $(1)/.incomplete && touch $@
+endef
