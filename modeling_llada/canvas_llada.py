@@ -1,6 +1,6 @@
 """The canvas: ids that still hold masks, the rows that still work on them, and the blocks they are shared into.
 
-Shape legend: B rows of the call, R rows still active, T canvas.
+Shape legend: B rows of the call, R rows that take part in the next pass, T canvas, L block.
 """
 
 from dataclasses import dataclass
@@ -9,28 +9,30 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+Block = tuple[int, int, Optional[int]]
+
 
 @dataclass
 class Canvas:
-    """The ids being denoised, with what belongs to each row. Rows leave it when they are finished.
+    """The ids being denoised, with what belongs to each row.
 
     Attributes:
-        full: canvas of every row of the call, in the caller's order; int64 [batch, seq].
-        ids: canvas of the active rows; int64 [active, seq].
-        rows: place of each active row in `full`; int64 [active].
+        ids: int64 [batch, seq].
         mask_token_id: id of the mask.
-        is_given: tokens that were there before the first step, which guidance masks out; bool [active, seq].
-        attention_mask: bool [active, seq], or None if no row is padded.
-        position_ids: int64 [active, seq], or None if no row is padded.
-        generator: one generator, a list with one per active row, or None.
+        is_given: tokens that were there before the first step, which guidance masks out; bool [batch, seq].
+        is_alive: rows whose end has not been found; bool [batch].
+        rows: rows that take part in the next pass; int64 [active].
+        attention_mask: bool [batch, seq], or None if no row is padded.
+        position_ids: int64 [batch, seq], or None if no row is padded.
+        generator: one generator, a list with one per row, or None.
         answer_start: first column of the answer; None if masks may stand anywhere (infilling).
     """
 
-    full: Tensor
     ids: Tensor
-    rows: Tensor
     mask_token_id: int
     is_given: Tensor
+    is_alive: Tensor
+    rows: Tensor
     attention_mask: Optional[Tensor]
     position_ids: Optional[Tensor]
     generator: Any
@@ -56,32 +58,54 @@ class Canvas:
             attention_mask: bool [batch, seq] or None.
             generator: see the class.
             answer_start: see the class.
+
+        Raises:
+            ValueError: if a list of generators is not one per row.
         """
-        position_ids = None
-        if attention_mask is not None:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        rows = torch.arange(ids.shape[0], device=ids.device)
-        generator = list(generator) if isinstance(generator, (list, tuple)) else generator
+        if isinstance(generator, (list, tuple)) and len(generator) != ids.shape[0]:
+            raise ValueError(
+                f"`generator` must be one torch.Generator or a list with one per row ({ids.shape[0]}), "
+                f"got a list of {len(generator)}."
+            )
         return cls(
-            full=ids.clone(),
             ids=ids.clone(),
-            rows=rows,
             mask_token_id=mask_token_id,
             is_given=ids != mask_token_id,
+            is_alive=torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device),
+            rows=torch.arange(ids.shape[0], device=ids.device),
             attention_mask=attention_mask,
-            position_ids=position_ids,
+            position_ids=None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0),
             generator=generator,
             answer_start=answer_start,
         )
 
     def is_masked(self, start: int, end: int) -> Tensor:
         """Masked positions of columns start..end-1 of the active rows; bool [active, end - start]."""
-        is_masked = self.ids[:, start:end] == self.mask_token_id
-        return is_masked if self.attention_mask is None else is_masked & self.attention_mask[:, start:end]
+        is_masked = self.ids[self.rows, start:end] == self.mask_token_id
+        return is_masked if self.attention_mask is None else is_masked & self.attention_mask[self.rows, start:end]
 
-    def write_back(self) -> None:
-        """Bring `full` up to date."""
-        self.full[self.rows] = self.ids
+    def start_block(self, start: int, end: int) -> None:
+        """Let every row that is alive and holds a mask in the block take part."""
+        self.rows = self.is_alive.nonzero()[:, 0]
+        self.rows = self.rows[self.is_masked(start, end).any(-1)]
+
+    def leave_block(self, start: int, end: int) -> Optional[Tensor]:
+        """Let rows without a mask in the block sit out its remaining passes.
+
+        Returns:
+            The rows that stay, bool [active as it was]; None if all do.
+        """
+        is_kept = self.is_masked(start, end).any(-1) & self.is_alive[self.rows]
+        if is_kept.all():
+            return None
+        self.rows = self.rows[is_kept]
+        return is_kept
+
+    def active_generator(self) -> Any:
+        """The generators of the active rows, or the one for all."""
+        if isinstance(self.generator, (list, tuple)):
+            return [self.generator[row] for row in self.rows.tolist()]
+        return self.generator
 
     def ends(self, eos_token_ids: tuple[int, ...], end: int) -> Tensor:
         """Find where each active row's answer ends.
@@ -94,33 +118,24 @@ class Canvas:
             Column after the first end-of-text token before which nothing is masked, 0 if there is none;
             int64 [active].
         """
-        answer = self.ids[:, self.answer_start : end]
+        answer = self.ids[self.rows, self.answer_start : end]
         is_eos = torch.isin(answer, torch.tensor(eos_token_ids, device=answer.device))
         is_open = (answer == self.mask_token_id).cumsum(-1) > 0
         is_end = is_eos & ~is_open
         return torch.where(is_end.any(-1), is_end.int().argmax(-1) + self.answer_start + 1, 0)
 
-    def leave(self, ends: Tensor, pad_token_id: int) -> Tensor:
-        """Let rows leave: what follows their end becomes padding.
+    def finish(self, ends: Tensor, pad_token_id: int) -> None:
+        """Finish rows: what follows their end becomes padding.
 
         Args:
-            ends: column after each active row's last token, 0 for a row that stays; int64 [active].
+            ends: column after each active row's last token, 0 for a row that goes on; int64 [active].
             pad_token_id: id of the padding.
-
-        Returns:
-            The rows that stay; bool [active as it was].
         """
-        is_kept = ends == 0
+        is_finished = ends > 0
         columns = torch.arange(self.ids.shape[1], device=self.ids.device)
-        is_after = (columns >= ends[:, None]) & ~is_kept[:, None]
-        self.ids = self.ids.masked_fill(is_after, pad_token_id)
-        self.write_back()
-        self.ids, self.rows, self.is_given = self.ids[is_kept], self.rows[is_kept], self.is_given[is_kept]
-        if self.attention_mask is not None:
-            self.attention_mask, self.position_ids = self.attention_mask[is_kept], self.position_ids[is_kept]
-        if isinstance(self.generator, list):
-            self.generator = [g for g, kept in zip(self.generator, is_kept.tolist()) if kept]
-        return is_kept
+        is_after = (columns >= ends[:, None]) & is_finished[:, None]
+        self.ids[self.rows] = self.ids[self.rows].masked_fill(is_after, pad_token_id)
+        self.is_alive[self.rows] &= ~is_finished
 
 
 def share_out(total: int, num_parts: int) -> list[int]:
@@ -129,26 +144,27 @@ def share_out(total: int, num_parts: int) -> list[int]:
     return [quotient + (part < remainder) for part in range(num_parts)]
 
 
-def make_blocks(windows: list[tuple[int, int]], steps: int) -> list[tuple[int, int, int]]:
+def make_blocks(windows: list[tuple[int, int]], steps: Optional[int]) -> list[Block]:
     """Share the denoising steps over the blocks.
 
     Args:
         windows: (first column, end column) of each block, from left to right.
-        steps: denoising steps in all.
+        steps: denoising steps in all; None for as many as the tokens need.
 
     Returns:
-        (first column, end column, steps) of each block.
+        (first column, end column, steps or None) of each block.
 
     Raises:
         ValueError: if there are fewer steps than blocks.
     """
+    if steps is None:
+        return [(start, end, None) for start, end in windows]
     if steps < len(windows):
         raise ValueError(
             f"`steps` must be at least the number of blocks ({len(windows)}), got {steps}; "
             f"pass steps={len(windows)} or a larger `block_length`."
         )
-    shares = share_out(steps, len(windows))
-    return [(start, end, share) for (start, end), share in zip(windows, shares)]
+    return [(start, end, share) for (start, end), share in zip(windows, share_out(steps, len(windows)))]
 
 
 class Reporter:
@@ -163,27 +179,23 @@ class Reporter:
     def __init__(self, canvas: Canvas, streamer: Optional[Any], keeps_history: bool):
         self.canvas = canvas
         self.streamer = streamer
-        self.history: Optional[list[Tensor]] = [canvas.full.clone()] if keeps_history else None
+        self.history: Optional[list[Tensor]] = [canvas.ids.clone()] if keeps_history else None
         # An infilled text is final only as a whole.
         self.num_confirmed = canvas.answer_start or 0
         if streamer is not None:
-            streamer.put(canvas.full[:, : canvas.answer_start].cpu())
+            streamer.put(canvas.ids[:, : canvas.answer_start].cpu())
 
     def step_done(self) -> None:
         """Report the canvas after a step: all that is not final yet is a draft."""
-        if self.streamer is None and self.history is None:
-            return
-        self.canvas.write_back()
         if self.history is not None:
-            self.history.append(self.canvas.full.clone())
+            self.history.append(self.canvas.ids.clone())
         if hasattr(self.streamer, "put_draft"):
-            self.streamer.put_draft(self.canvas.full[:, self.num_confirmed :].cpu())
+            self.streamer.put_draft(self.canvas.ids[:, self.num_confirmed :].cpu())
 
     def block_done(self, end: int) -> None:
         """Report a finished block; nothing of it will change."""
         if self.streamer is not None and self.canvas.answer_start is not None:
-            self.canvas.write_back()
-            self.streamer.put(self.canvas.full[:, self.num_confirmed : end].cpu())
+            self.streamer.put(self.canvas.ids[:, self.num_confirmed : end].cpu())
             self.num_confirmed = end
 
     def all_done(self) -> None:
@@ -191,5 +203,5 @@ class Reporter:
         if self.streamer is None:
             return
         if self.canvas.answer_start is None:
-            self.streamer.put(self.canvas.full.cpu())
+            self.streamer.put(self.canvas.ids.cpu())
         self.streamer.end()

@@ -6,13 +6,15 @@ from typing import Any, Optional
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from .unmasking_llada import REMASKING
+from .cache_llada import CACHES
+from .unmasking_llada import COMMIT_RULES, REMASKING, CommitRule
 
 logger = logging.get_logger(__name__)
 
 # Every option and its default; LLaDAGenerationConfig's docstring explains them in the same order.
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 128,
+    "max_length": None,
     "steps": None,
     "block_length": 32,
     "temperature": 0.0,
@@ -26,6 +28,9 @@ DEFAULTS: dict[str, Any] = {
     "entropy_bound": None,
     "cfg_scale": 0.0,
     "cache": "none",
+    "refresh_interval": None,
+    "freeze_prompt": False,
+    "suffix_window": None,
     "stop_at_eos": True,
     "logits_eos_inf": False,
     "confidence_eos_eot_inf": False,
@@ -41,17 +46,19 @@ DEFAULTS: dict[str, Any] = {
 ALIASES = {"gen_length": "max_new_tokens"}
 # What transformers writes into the file beside the options.
 METADATA = ("transformers_version", "_from_model_config", "_commit_hash")
-# Options of later versions, named so that a config file that holds them is understood.
-NOT_YET_SUPPORTED = {"threshold": None, "factor": None, "frechet": None, "entropy_bound": None, "cache": "none"}
 
 
 class LLaDAGenerationConfig(GenerationConfig):
     """Options of `LLaDAModelLM.generate` and `infill`, saved in `generation_config.json`.
 
     Args:
-        max_new_tokens: length of the answer's canvas in tokens, at least 1; also spelt `gen_length`.
+        max_new_tokens: length of the answer's canvas in tokens, at least 1; also spelt `gen_length`. None: the canvas
+            grows block by block until every row has ended or `max_length` is reached. Each block then sees no masks
+            after it, as with `suffix_window=0`; a longer canvas gives other texts.
+        max_length: longest prompt and answer with `max_new_tokens=None`; None is the model's `max_sequence_length`.
         steps: denoising steps in all, shared over the blocks, larger shares first; at least the number of blocks.
-            None is one token per step.
+            None is one token per step, or as many as a parallel rule needs. With a parallel rule, every pass commits
+            at least the schedule's share, so that `steps` bounds the passes.
         block_length: tokens per block; blocks are finished from left to right. `max_new_tokens` is pure diffusion.
             The last block may be shorter.
         temperature: 0 takes the most probable token; above 0, tokens are drawn from softmax(logits / temperature).
@@ -61,10 +68,19 @@ class LLaDAGenerationConfig(GenerationConfig):
             temperature.
         remasking: confidence by which tokens are committed: `low_confidence` (probability), `margin`, `entropy`
             or `random`.
-        threshold, factor, frechet, entropy_bound: parallel commit rules; not supported yet, setting one raises.
+        threshold: commit every token of at least this confidence, in (0, 1] (e.g. 0.9), and at least one per pass.
+        factor: commit the largest n with (n + 1) (1 - c_n) < factor, above 0 (e.g. 1.0); c_n is the n-th confidence.
+        frechet: commit the largest n with c_1 + … + c_n - (n - 1) - (1 - c_n) > frechet, in [0, 1) (e.g. 0.25).
+        entropy_bound: commit the largest n whose entropies sum, without the largest, to at most this many nats, at
+            least 0 (e.g. 0.1). At most one of these four rules.
         cfg_scale: w of unsupervised guidance, logits = u + (1 + w) (c - u) with u from the prompt masked out;
             0 is off. Doubles the work.
-        cache: `none`; other values are not supported yet and raise.
+        cache: `none` recomputes everything (exact); `prefix` keeps the keys and values of what precedes the block for
+            the block's passes, `dual` those of everything outside it. Both are approximations.
+        refresh_interval: with a cache, recompute everything at every n-th pass of a block, not only its first; 1 is
+            exact.
+        freeze_prompt: with a cache, compute the prompt's keys and values once per call instead of once per block.
+        suffix_window: look at no more than this many masked columns after the block, at least 0. None looks at all.
         stop_at_eos: end a row once an end-of-text token is committed and nothing before it is masked.
         logits_eos_inf: never propose an end-of-text token.
         confidence_eos_eot_inf: commit end-of-text and end-of-turn tokens last.
@@ -79,8 +95,8 @@ class LLaDAGenerationConfig(GenerationConfig):
     Ids that are None come from the model's config.
 
     Raises:
-        ValueError: for an unknown option (the nearest known one is named), a value outside its range, options that
-            contradict each other or are not supported yet.
+        ValueError: for an unknown option (the nearest known one is named), a value outside its range, and options
+            that contradict each other.
 
     Source: LLaDA (arXiv:2502.09992), section 2.4 and App. B.4; Eq. 16 for guidance.
     """
@@ -95,9 +111,8 @@ class LLaDAGenerationConfig(GenerationConfig):
 
     def validate(self, **kwargs: Any) -> None:
         """Check every option on its own and against the others; the arguments of the base class do not apply."""
-        for name in ("max_new_tokens", "block_length"):
-            _check(name, getattr(self, name), lambda v: _is_int(v) and v >= 1, "a whole number of at least 1")
-        for name in ("steps", "top_k"):
+        _check("block_length", self.block_length, lambda v: _is_int(v) and v >= 1, "a whole number of at least 1")
+        for name in ("max_new_tokens", "max_length", "steps", "top_k", "refresh_interval"):
             _check(name, getattr(self, name), lambda v: v is None or (_is_int(v) and v >= 1), "None or at least 1")
         for name in ("temperature", "cfg_scale"):
             _check(name, getattr(self, name), lambda v: _is_number(v) and v >= 0, "a number of at least 0")
@@ -107,9 +122,12 @@ class LLaDAGenerationConfig(GenerationConfig):
         for name, value in DEFAULTS.items():
             if isinstance(value, bool):
                 _check(name, getattr(self, name), lambda v: isinstance(v, bool), "True or False")
-        for name, off in NOT_YET_SUPPORTED.items():
-            if getattr(self, name) != off:
-                raise ValueError(f"`{name}` is not supported yet, got {getattr(self, name)!r}; leave it at {off!r}.")
+        _check("threshold", self.threshold, lambda v: v is None or (_is_number(v) and 0 < v <= 1), "None or in (0, 1]")
+        _check("factor", self.factor, lambda v: v is None or (_is_number(v) and v > 0), "None or above 0")
+        _check("frechet", self.frechet, lambda v: v is None or (_is_number(v) and 0 <= v < 1), "None or in [0, 1)")
+        for name in ("entropy_bound", "suffix_window"):
+            _check(name, getattr(self, name), lambda v: v is None or (_is_number(v) and v >= 0), "None or at least 0")
+        _check("cache", self.cache, lambda v: v in CACHES, f"one of {', '.join(CACHES)}")
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
@@ -117,6 +135,23 @@ class LLaDAGenerationConfig(GenerationConfig):
             raise ValueError("`do_sample=True` needs `temperature` above 0, got 0; pass e.g. temperature=0.7.")
         if self.output_history and not self.return_dict_in_generate:
             raise ValueError("`output_history=True` needs `return_dict_in_generate=True`; pass both.")
+        rules = [name for name in COMMIT_RULES if getattr(self, name) is not None]
+        if len(rules) > 1:
+            raise ValueError(f"`{rules[0]}` and `{rules[1]}` are two commit rules; pass one of them.")
+        if self.cache == "none" and (self.refresh_interval is not None or self.freeze_prompt):
+            name = "freeze_prompt" if self.freeze_prompt else "refresh_interval"
+            raise ValueError(f'`{name}` needs a cache, got `cache="none"`; pass cache="prefix" or cache="dual".')
+        if self.max_new_tokens is None and (self.steps is not None or self.suffix_window):
+            name = "suffix_window" if self.steps is None else "steps"
+            raise ValueError(
+                f"`{name}` has no meaning with `max_new_tokens=None`, which grows the canvas block by block; leave it "
+                "out, or pass `max_new_tokens`."
+            )
+        if self.max_new_tokens is not None and self.max_length is not None:
+            raise ValueError(
+                f"`max_length` ({self.max_length}) needs `max_new_tokens=None`, got {self.max_new_tokens}; pass one of "
+                "them."
+            )
 
     @property
     def samples(self) -> bool:
@@ -127,6 +162,14 @@ class LLaDAGenerationConfig(GenerationConfig):
     def eos_token_ids(self) -> tuple[int, ...]:
         """The end-of-text ids as a tuple, empty if there is none."""
         return _as_tuple(self.eos_token_id)
+
+    @property
+    def commit_rule(self) -> CommitRule:
+        """The parallel rule, or the plain schedule."""
+        for name, rule in COMMIT_RULES.items():
+            if getattr(self, name) is not None:
+                return rule(getattr(self, name))
+        return CommitRule()
 
     def updated(self, **options: Any) -> "LLaDAGenerationConfig":
         """A checked copy with some options replaced.

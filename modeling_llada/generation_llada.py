@@ -16,14 +16,13 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import ModelOutput, logging
 
-from .canvas_llada import Canvas, Reporter, make_blocks
+from .cache_llada import WindowPolicy
+from .canvas_llada import Block, Canvas, Reporter, make_blocks
 from .diffusion_llada import Generators, draw_uniform
 from .generation_config_llada import LLaDAGenerationConfig
-from .unmasking_llada import Proposer, most_confident, tokens_per_step
+from .unmasking_llada import CommitRule, Proposer, tokens_per_step
 
 logger = logging.get_logger(__name__)
-
-Block = tuple[int, int, int]
 
 
 @dataclass
@@ -50,8 +49,10 @@ class Plan:
 
     Attributes:
         config: the settled options.
-        blocks: (first column, end column, denoising steps), from left to right.
+        blocks: (first column, end column, denoising steps or None), from left to right.
         proposer: logits to candidates and confidences.
+        rule: confidences to the tokens to commit.
+        windows: which columns each pass computes, and the cache that serves the others.
         logits_processor: further processors, called as (canvas of each scored position, logits).
         stopping_criteria: called after every block as (ids up to the block's end, None).
         reporter: told of every step and every finished block.
@@ -62,6 +63,8 @@ class Plan:
     config: LLaDAGenerationConfig
     blocks: list[Block]
     proposer: Proposer
+    rule: CommitRule
+    windows: WindowPolicy
     logits_processor: LogitsProcessorList
     stopping_criteria: StoppingCriteriaList
     reporter: Reporter
@@ -158,14 +161,15 @@ class LLaDAGenerationMixin(GenerationMixin):
                 "To fill masks where they stand, call `infill`."
             )
         # 2. Build the canvas.
-        start, end = input_ids.shape[1], input_ids.shape[1] + config.max_new_tokens
-        ids = F.pad(input_ids, (0, config.max_new_tokens), value=config.mask_token_id)
+        start = input_ids.shape[1]
+        end = start + (config.max_new_tokens or self._longest_answer(config, start))
+        ids = F.pad(input_ids, (0, end - start), value=config.mask_token_id)
         if attention_mask is not None:
-            attention_mask = F.pad(attention_mask, (0, config.max_new_tokens), value=True)
+            attention_mask = F.pad(attention_mask, (0, end - start), value=True)
         canvas = Canvas.build(ids, config.mask_token_id, attention_mask, generator, answer_start=start)
         # 3. Make the parts.
         windows = [(first, min(first + config.block_length, end)) for first in range(start, end, config.block_length)]
-        blocks = make_blocks(windows, config.steps or config.max_new_tokens)
+        blocks = make_blocks(windows, config.steps)
         plan = self._make_plan(canvas, config, blocks, logits_processor, stopping_criteria, streamer)
         # 4. to 8.
         return self._denoise(canvas, plan)
@@ -200,10 +204,10 @@ class LLaDAGenerationMixin(GenerationMixin):
         Raises:
             ValueError: as `generate`, and if there is no mask token or nothing else.
         """
-        for name in ("max_new_tokens", "gen_length", "stop_at_eos"):
+        for name in ("max_new_tokens", "gen_length", "max_length", "stop_at_eos", "freeze_prompt", "suffix_window"):
             if name in options:
                 raise ValueError(f"`{name}` has no meaning for `infill`, which fills the given masks; leave it out.")
-        defaults = {"stop_at_eos": False, "steps": None}
+        defaults = {"stop_at_eos": False, "steps": None, "freeze_prompt": False, "suffix_window": None}
         config = self._settle_options(generation_config, {**defaults, **options})
         attention_mask = self._check_prompt(input_ids, attention_mask, config)
         canvas = Canvas.build(input_ids, config.mask_token_id, attention_mask, generator)
@@ -217,9 +221,19 @@ class LLaDAGenerationMixin(GenerationMixin):
         block_length = config.block_length if "block_length" in options else end - start
         windows = [(first, min(first + block_length, end)) for first in range(start, end, block_length)]
         windows = [window for window in windows if is_masked[:, slice(*window)].any()]
-        blocks = make_blocks(windows, config.steps or max(len(windows), int(is_masked.sum(-1).max())))
+        blocks = make_blocks(windows, config.steps)
         plan = self._make_plan(canvas, config, blocks, logits_processor, None, streamer)
         return self._denoise(canvas, plan)
+
+    def _longest_answer(self, config: LLaDAGenerationConfig, prompt_length: int) -> int:
+        """Room for an answer that grows until it ends."""
+        max_length = config.max_length or self.config.max_sequence_length
+        if max_length <= prompt_length:
+            raise ValueError(
+                f"`max_length` must leave room for an answer after the prompt's {prompt_length} tokens, got {max_length}; "
+                "pass a larger one, or `max_new_tokens`."
+            )
+        return max_length - prompt_length
 
     def _settle_options(
         self, generation_config: Optional[GenerationConfig], options: dict[str, Any]
@@ -303,6 +317,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         proposer = Proposer(
             mask_token_id=config.mask_token_id,
             measure=config.remasking,
+            needs_entropy=config.commit_rule.needs_entropy,
             warp=make_warpers(config) if config.samples else None,
             suppressed_ids=config.eos_token_ids if config.logits_eos_inf else (),
             last_ids=last_ids,
@@ -313,6 +328,15 @@ class LLaDAGenerationMixin(GenerationMixin):
             config=config,
             blocks=blocks,
             proposer=proposer,
+            rule=config.commit_rule,
+            windows=WindowPolicy(
+                cache=config.cache,
+                num_layers=self.config.num_hidden_layers,
+                refresh_interval=config.refresh_interval,
+                prompt_length=canvas.answer_start if config.freeze_prompt else 0,
+                suffix_window=0 if config.max_new_tokens is None else config.suffix_window,
+                num_copies=2 if config.cfg_scale > 0 else 1,
+            ),
             logits_processor=LogitsProcessorList(logits_processor or ()),
             stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
             reporter=Reporter(canvas, streamer, config.output_history),
@@ -322,84 +346,104 @@ class LLaDAGenerationMixin(GenerationMixin):
 
     def _denoise(self, canvas: Canvas, plan: Plan) -> Union[Tensor, LLaDAGenerationOutput]:
         """Fill the canvas block by block: steps 4 to 8 of `generate`."""
+        end = canvas.ids.shape[1]
         for start, end, num_steps in plan.blocks:
-            # 4. Share the block's masks over its steps.
-            counts = tokens_per_step(canvas.is_masked(start, end).sum(-1), num_steps)
-            self._denoise_block(canvas, plan, start, end, counts)
+            self._denoise_block(canvas, plan, start, end, num_steps)
             plan.reporter.block_done(end)
-            if plan.stopping_criteria and len(canvas.rows):
-                is_stopped = plan.stopping_criteria(canvas.ids[:, :end], None)
-                canvas.leave(is_stopped.long() * end, plan.config.pad_token_id)
-            if not len(canvas.rows):
+            if plan.stopping_criteria:
+                canvas.rows = canvas.is_alive.nonzero()[:, 0]
+                is_stopped = plan.stopping_criteria(canvas.ids[canvas.rows, :end], None)
+                canvas.finish(is_stopped.long() * end, plan.config.pad_token_id)
+            if not canvas.is_alive.any():
                 break
-        # 8. Padding was filled in when rows left.
-        canvas.write_back()
+        # 8. Padding was filled in when rows ended; a canvas that grows ends with the last block.
+        sequences = canvas.ids[:, :end] if plan.config.max_new_tokens is None else canvas.ids
         plan.reporter.all_done()
         if not plan.config.return_dict_in_generate:
-            return canvas.full
+            return sequences
         history = plan.reporter.history
         return LLaDAGenerationOutput(
-            sequences=canvas.full,
+            sequences=sequences,
             num_forward_passes=plan.num_passes,
             tokens_per_forward=plan.num_committed / plan.num_passes,
             history=None if history is None else tuple(history),
         )
 
-    def _denoise_block(self, canvas: Canvas, plan: Plan, start: int, end: int, counts: Tensor) -> None:
-        """Denoise columns start..end-1; `counts` says how many tokens each step commits, int64 [active, steps]."""
+    def _denoise_block(self, canvas: Canvas, plan: Plan, start: int, end: int, num_steps: Optional[int]) -> None:
+        """Denoise columns start..end-1 in at most `num_steps` passes (None: as many as the tokens need)."""
         config = plan.config
-        # Larger shares come first: the steps after the last one that commits anything need no pass.
-        for step in range(int((counts > 0).sum(-1).max())):
+        # 4. Share the block's masks over its steps.
+        canvas.start_block(start, end)
+        num_columns = plan.windows.visible_end(end, canvas.ids.shape[1])
+        plan.windows.start_block(canvas.rows, num_columns)
+        shares = None if num_steps is None else tokens_per_step(canvas.is_masked(start, end).sum(-1), num_steps)
+        step = 0
+        while len(canvas.rows):
             is_masked = canvas.is_masked(start, end)
             # 5. Run the model.
-            logits = self._score(canvas, plan, is_masked, start, end)
+            logits = self._score(canvas, plan, is_masked, step, start, end, num_columns)
             # 6. Choose candidates and commit the most confident.
-            candidate_draws = self._draw(canvas, is_masked) if config.samples else None
-            order_draws = self._draw(canvas, is_masked) if config.remasking == "random" else None
-            candidates, confidence = plan.proposer(logits, candidate_draws, order_draws)
-            block = canvas.ids[:, start:end]
-            confidence = torch.full(block.shape, -torch.inf, device=block.device).masked_scatter(is_masked, confidence)
-            is_committed = most_confident(confidence, counts[:, step])
-            block.copy_(torch.where(is_committed, block.masked_scatter(is_masked, candidates), block))
+            candidates, *judgements = plan.proposer(logits, *self._draws(canvas, plan, is_masked))
+            confidence, entropies = (_on_grid(values, is_masked, fill) for values, fill in zip(judgements, (-torch.inf, 0.0)))
+            at_least = torch.ones_like(canvas.rows) if shares is None else shares[:, step].clamp(min=1)
+            is_committed = plan.rule(confidence, at_least, entropies)
+            block = canvas.ids[canvas.rows, start:end]
+            canvas.ids[canvas.rows, start:end] = torch.where(is_committed, _on_grid(candidates, is_masked, 0), block)
             plan.num_passes[canvas.rows] += 1
-            plan.num_committed[canvas.rows] += counts[:, step]
-            # 7. Report, and let finished rows leave.
-            plan.reporter.step_done()
+            plan.num_committed[canvas.rows] += is_committed.sum(-1)
+            plan.windows.pass_done()
+            # 7. Report, and let rows sit out that have nothing left to do.
             if config.stop_at_eos:
-                ends = canvas.ends(config.eos_token_ids, end)
-                if ends.any():
-                    counts = counts[canvas.leave(ends, config.pad_token_id)]
-                    if not len(canvas.rows):
-                        return
+                canvas.finish(canvas.ends(config.eos_token_ids, end), config.pad_token_id)
+            plan.reporter.step_done()
+            is_kept = canvas.leave_block(start, end)
+            if is_kept is not None:
+                plan.windows.keep(is_kept)
+                shares = None if shares is None else shares[is_kept]
+            step += 1
 
-    def _score(self, canvas: Canvas, plan: Plan, is_masked: Tensor, start: int, end: int) -> Tensor:
+    def _score(
+        self, canvas: Canvas, plan: Plan, is_masked: Tensor, step: int, start: int, end: int, num_columns: int
+    ) -> Tensor:
         """Logits of the block's masked positions, guided and processed; [num_scored, vocab]."""
-        ids, attention_mask, position_ids = canvas.ids, canvas.attention_mask, canvas.position_ids
-        is_scored = F.pad(is_masked, (start, ids.shape[1] - end))
-        cfg_scale = plan.config.cfg_scale
+        rows, cfg_scale = canvas.rows, plan.config.cfg_scale
+        first, last, cache = plan.windows.next_window(step, start, end, num_columns)
+        ids = canvas.ids[rows, first:last]
+        attention_mask = None if canvas.attention_mask is None else canvas.attention_mask[rows, :num_columns]
+        position_ids = None if canvas.position_ids is None else canvas.position_ids[rows, first:last]
+        if position_ids is None and cache is not None:
+            position_ids = torch.arange(first, last, device=ids.device)[None]
+        is_scored = F.pad(is_masked, (start - first, last - end))
         if cfg_scale > 0:
-            ids = torch.cat((ids, ids.masked_fill(canvas.is_given, canvas.mask_token_id)))
+            ids = torch.cat((ids, ids.masked_fill(canvas.is_given[rows, first:last], canvas.mask_token_id)))
             is_scored = torch.cat((is_scored, is_scored))
-            if attention_mask is not None:
+            if canvas.attention_mask is not None:
                 attention_mask, position_ids = attention_mask.repeat(2, 1), position_ids.repeat(2, 1)
         logits = self(
             input_ids=ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            past_key_values=cache,
             logits_positions=is_scored,
-            logits_window=(start, end),
+            logits_window=(start - first, end - first),
         ).logits
         if cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + (1 + cfg_scale) * (conditional - unconditional)
         if plan.logits_processor:
-            logits = plan.logits_processor(canvas.ids[is_masked.nonzero()[:, 0]], logits)
+            logits = plan.logits_processor(canvas.ids[rows][is_masked.nonzero()[:, 0]], logits)
         return logits
+
+    def _draws(self, canvas: Canvas, plan: Plan, is_masked: Tensor) -> tuple[Optional[Tensor], Optional[Tensor]]:
+        """Uniforms for the candidates and for a random order, at the masked positions, where they are needed."""
+        candidate_draws = self._draw(canvas, is_masked) if plan.config.samples else None
+        order_draws = self._draw(canvas, is_masked) if plan.config.remasking == "random" else None
+        return candidate_draws, order_draws
 
     @staticmethod
     def _draw(canvas: Canvas, is_masked: Tensor) -> Tensor:
         """One uniform per masked position. Every row draws for its whole block, so that rows stay independent."""
-        return draw_uniform(tuple(is_masked.shape), canvas.generator, is_masked.device)[is_masked]
+        return draw_uniform(tuple(is_masked.shape), canvas.active_generator(), is_masked.device)[is_masked]
 
 
 def make_warpers(config: LLaDAGenerationConfig) -> LogitsProcessorList:
@@ -412,3 +456,10 @@ def make_warpers(config: LLaDAGenerationConfig) -> LogitsProcessorList:
     if config.top_p is not None and config.top_p < 1:
         warpers.append(TopPLogitsWarper(config.top_p))
     return warpers
+
+
+def _on_grid(values: Optional[Tensor], is_masked: Tensor, fill: float) -> Optional[Tensor]:
+    """Put values of the masked positions into [batch, block], `fill` elsewhere."""
+    if values is None:
+        return None
+    return torch.full(is_masked.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(is_masked, values)

@@ -131,6 +131,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         rotary: tuple[Tensor, Tensor],
         attention_mask: Optional[Tensor] = None,
         window: Optional[Window] = None,
+        cache: Optional[Any] = None,
     ) -> tuple[Tensor, Optional[Tensor]]:
         """Apply the block.
 
@@ -139,6 +140,7 @@ class LLaDABlock(GradientCheckpointingLayer):
             rotary: tables of `rotary_tables`.
             attention_mask: None, bool or additive, broadcastable to [batch, heads, seq, seq].
             window: (start, end): positions that somebody reads afterwards; the others only serve as keys and values.
+            cache: a `BlockCache` that takes in this pass's keys and values and returns those to attend to.
 
         Returns:
             Hidden states, [batch, seq or end - start, d_model], and attention weights if the implementation has any.
@@ -154,6 +156,8 @@ class LLaDABlock(GradientCheckpointingLayer):
         query = rotate(self._split_heads(self.q_proj(query_input)), *query_rotary)
         key = rotate(self._split_heads(self.k_proj(normed)), *rotary)
         value = self._split_heads(self.v_proj(normed))
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attended, weights = self._attention()(
             self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0
         )
@@ -253,6 +257,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         attention_mask: Optional[Tensor] = None,
         position_ids: Optional[Tensor] = None,
         inputs_embeds: Optional[Tensor] = None,
+        past_key_values: Optional[Any] = None,
         logits_window: Optional[Window] = None,
         output_hidden_states: Optional[bool] = None,
         output_attentions: Optional[bool] = None,
@@ -265,6 +270,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             attention_mask: see `attention_mask_to_4d`. None attends to everything.
             position_ids: position of each token; int64 [batch or 1, seq]. None is 0..seq-1 in every row.
             inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
+            past_key_values: a `BlockCache` whose window holds the given positions; `attention_mask` then covers all
+                its columns, and `position_ids` must be given.
             logits_window: (start, end): return these positions only; the last block computes no others.
             output_hidden_states: also return the embeddings and every block's output (the last one normed).
             output_attentions: also return attention weights; needs `attn_implementation="eager"`.
@@ -306,7 +313,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         last = len(self.transformer.blocks) - 1
         for index, block in enumerate(self.transformer.blocks):
             window = logits_window if index == last and not keeps_all else None
-            hidden_states, attention = block(hidden_states, rotary, mask, window)
+            hidden_states, attention = block(hidden_states, rotary, mask, window, past_key_values)
             if index < last:
                 all_hidden_states += (hidden_states,)
             all_attentions += (attention,)
@@ -405,7 +412,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
                 only masked positions count: the mean cross-entropy over labelled positions that hold the mask token
                 (over all labelled ones if `inputs_embeds` is given). The weighted losses of training are in
                 `llada_training`.
-            past_key_values: not supported; `generate` brings its own cache.
+            past_key_values: a `BlockCache` of `cache_llada.py`, as `generate` uses it (see `LLaDAModel.forward`).
+                The caches of transformers hold a finished past, which a bidirectional model does not have.
             use_cache: not supported; None or False.
             logits_positions: score these positions only; bool [batch, seq]. `logits` is then [num_selected, vocab],
                 rows in the order of the mask.
@@ -423,10 +431,11 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             ValueError: for labels without any masked position (the model would learn to copy its input), labels
                 together with partial logits, and caches.
         """
-        if past_key_values is not None or use_cache:
+        if use_cache or not (past_key_values is None or hasattr(past_key_values, "set_window")):
             raise ValueError(
-                "`past_key_values` and `use_cache=True` are not supported by `forward`: every position attends to "
-                "every other one, so no key is final before the text is. Leave them out."
+                "`use_cache=True` and the caches of transformers are not supported by `forward`: every position attends "
+                "to every other one, so no key is final before the text is. Leave them out; `generate` has "
+                '`cache="prefix"` and `cache="dual"`.'
             )
         if labels is not None and (logits_positions is not None or logits_window is not None):
             raise ValueError(
@@ -437,6 +446,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
             logits_window=logits_window,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,

@@ -6,6 +6,7 @@ Shape legend: B batch, L positions of a block, K positions scored (masked ones, 
 V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -44,13 +45,26 @@ def margin(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
 
 
 def entropy(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
-    """Negative entropy of the prediction in nats, so that larger is surer, at most 0; the mask token is left out.
+    """One minus the prediction's entropy over its maximum, in [0, 1]; the mask token is left out.
 
     Args and result are those of `low_confidence`; the candidates do not enter.
 
-    Source: the ordering of Ben-Hamu et al., EB-Sampler (arXiv:2505.24857).
+    Source: the ordering of Ben-Hamu et al., EB-Sampler (arXiv:2505.24857), scaled to the range of the other measures.
     """
-    return -torch.special.entr(_proposable(logits, mask_token_id).softmax(-1)).sum(-1)
+    return 1.0 - prediction_entropy(logits, mask_token_id) / math.log(logits.shape[-1] - 1)
+
+
+def prediction_entropy(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Entropy of the prediction in nats, the mask token left out.
+
+    Args:
+        logits: float32 [num_scored, vocab].
+        mask_token_id: left out.
+
+    Returns:
+        float32 [num_scored].
+    """
+    return torch.special.entr(_proposable(logits, mask_token_id).softmax(-1)).sum(-1)
 
 
 # `remasking` names one of these, or `random`: a uniform number instead of a measure.
@@ -71,6 +85,7 @@ class Proposer:
         measure: one of `REMASKING`.
         warp: maps (ids, logits) to the logits to draw from, e.g. a `LogitsProcessorList`; None takes the most
             probable token.
+        needs_entropy: whether to compute the entropies too.
         suppressed_ids: tokens that are never proposed and hold no probability (the paper's App. B.4, `logits_eos_inf`).
         last_ids: tokens that may be proposed but with no confidence, so that they are committed last
             (App. B.4, `confidence_eos_eot_inf`).
@@ -79,12 +94,13 @@ class Proposer:
     mask_token_id: int
     measure: str = "low_confidence"
     warp: Optional[Callable[[Optional[Tensor], Tensor], Tensor]] = None
+    needs_entropy: bool = False
     suppressed_ids: tuple[int, ...] = ()
     last_ids: tuple[int, ...] = ()
 
     def __call__(
         self, logits: Tensor, candidate_draws: Optional[Tensor] = None, order_draws: Optional[Tensor] = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
         """Choose a candidate at each scored position.
 
         Args:
@@ -93,7 +109,8 @@ class Proposer:
             order_draws: uniforms in [0, 1); [num_scored]. Needed if `measure` is `random`.
 
         Returns:
-            Candidates, int64 [num_scored], and confidences, float32 [num_scored].
+            Candidates, int64 [num_scored]; confidences, float32 [num_scored]; entropies of the predictions in nats,
+            float32 [num_scored], or None.
         """
         logits = logits.float()
         if self.suppressed_ids:
@@ -103,11 +120,12 @@ class Proposer:
             candidates = proposable.argmax(-1)
         else:
             candidates = sample(self.warp(None, proposable), candidate_draws)
+        entropies = prediction_entropy(logits, self.mask_token_id) if self.needs_entropy else None
         if self.measure == "random":
-            return candidates, order_draws
+            return candidates, order_draws, entropies
         if self.last_ids:
             logits[:, list(self.last_ids)] = -torch.inf
-        return candidates, CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id)
+        return candidates, CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id), entropies
 
 
 def _proposable(logits: Tensor, mask_token_id: int) -> Tensor:
@@ -166,3 +184,110 @@ def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:
     order = confidence.argsort(dim=-1, descending=True, stable=True)
     rank = order.argsort(dim=-1)
     return rank < counts[:, None]
+
+
+@dataclass(frozen=True)
+class CommitRule:
+    """How many of the most confident tokens a pass commits beyond the schedule's share; none of them here.
+
+    A rule only counts: the tokens are always the most confident ones, and at least the schedule's share (or one).
+
+    Attributes:
+        value: the rule's parameter.
+    """
+
+    value: float = 0.0
+    # Whether `count` reads the entropies.
+    needs_entropy = False
+
+    def __call__(self, confidence: Tensor, at_least: Tensor, entropies: Optional[Tensor] = None) -> Tensor:
+        """Mark the tokens to commit.
+
+        Args:
+            confidence: -inf where nothing may be committed; float32 [batch, block].
+            at_least: tokens that the pass commits in any case, if so many are masked; int64 [batch].
+            entropies: entropy of each prediction in nats, 0 where nothing may be committed; float32 [batch, block].
+
+        Returns:
+            bool [batch, block].
+        """
+        ranked, order = confidence.sort(dim=-1, descending=True, stable=True)
+        is_allowed = self.is_allowed(ranked, None if entropies is None else entropies.gather(-1, order))
+        # Every rule holds for a prefix of the ranking.
+        counts = torch.maximum((is_allowed & ranked.isfinite()).sum(-1), at_least)
+        return most_confident(confidence, counts) & confidence.isfinite()
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """Whether the rule allows to commit the first n tokens, for n = 1..block.
+
+        Args:
+            ranked: confidences from the highest to the lowest; float32 [batch, block].
+            entropies: in the same order; float32 [batch, block], or None.
+
+        Returns:
+            bool [batch, block]; True, then False.
+        """
+        return torch.zeros_like(ranked, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Threshold(CommitRule):
+    """Commit every token whose confidence reaches `value`, in (0, 1].
+
+    Source: Fast-dLLM (arXiv:2505.22618), confidence-aware parallel decoding.
+    """
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return ranked >= self.value
+
+
+@dataclass(frozen=True)
+class Factor(CommitRule):
+    """Commit the largest n with (n + 1) (1 - c_n) < `value`, where c_n is the n-th highest confidence.
+
+    Source: Fast-dLLM (arXiv:2505.22618), factor-based decoding.
+    """
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return (_ranks(ranked) + 1) * (1 - ranked) < self.value
+
+
+@dataclass(frozen=True)
+class Frechet(CommitRule):
+    """Commit the largest n with c_1 + … + c_n - (n - 1) - (1 - c_n) > `value`: a bound on the joint probability.
+
+    Source: Fast-dLLM++, Fréchet profile.
+    """
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return ranked.cumsum(-1) - (_ranks(ranked) - 1) - (1 - ranked) > self.value
+
+
+@dataclass(frozen=True)
+class EntropyBound(CommitRule):
+    """Commit the largest n whose entropies sum, without the largest, to at most `value` nats.
+
+    Source: Ben-Hamu et al., EB-Sampler (arXiv:2505.24857).
+    """
+
+    needs_entropy = True
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return entropies.cumsum(-1) - entropies.cummax(-1).values <= self.value
+
+
+def _ranks(ranked: Tensor) -> Tensor:
+    return torch.arange(1, ranked.shape[-1] + 1, device=ranked.device)
+
+
+# The option of each parallel rule.
+COMMIT_RULES: dict[str, type[CommitRule]] = {
+    "threshold": Threshold,
+    "factor": Factor,
+    "frechet": Frechet,
+    "entropy_bound": EntropyBound,
+}

@@ -102,6 +102,17 @@ OPTIONS = [
     {"temperature": 0.8, "remasking": "random", "cfg_scale": 0.5, "steps": 8},
     {"logits_eos_inf": True},
     {"confidence_eos_eot_inf": True, "eot_token_id": EOT},
+    {"threshold": 0.1},
+    {"factor": 2.5, "cache": "prefix"},
+    {"frechet": 0.0, "remasking": "margin"},
+    {"entropy_bound": 3.0, "steps": 12, "cache": "dual"},
+    {"threshold": 0.9, "remasking": "random", "cfg_scale": 1.0, "cache": "dual"},
+    {"cache": "prefix", "cfg_scale": 1.5},
+    {"cache": "dual", "suffix_window": 4, "temperature": 0.7},
+    {"cache": "dual", "freeze_prompt": True, "factor": 2.0, "cfg_scale": 0.5},
+    {"cache": "prefix", "freeze_prompt": True, "refresh_interval": 3},
+    {"suffix_window": 0},
+    {"cache": "dual", "threshold": 0.1, "stop_at_eos": True, "eos_token_id": list(range(0, 480, 7)), "temperature": 1.0},
     {"stop_at_eos": True},
     {"stop_at_eos": True, "eos_token_id": [3, 9, 30, 77, 200, 310, 404, 481], "temperature": 1.0},
 ]
@@ -356,8 +367,11 @@ BAD_CALLS = [
     ({"num_beams": 4}, "`num_beams` is no option"),
     ({"steps": 1, "max_new_tokens": 64}, r"`steps` must be at least the number of blocks \(2\), got 1; pass steps=2"),
     ({"steps": 0}, "`steps` must be None or at least 1, got 0"),
-    ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number of at least 1, got 0"),
-    ({"max_new_tokens": None}, "`max_new_tokens` must be"),
+    ({"max_new_tokens": 0}, "`max_new_tokens` must be None or at least 1, got 0"),
+    ({"max_new_tokens": None, "steps": 4}, "`steps` has no meaning with `max_new_tokens=None`"),
+    ({"max_new_tokens": None, "suffix_window": 4}, "`suffix_window` has no meaning with `max_new_tokens=None`"),
+    ({"max_new_tokens": None, "max_length": 5}, "`max_length` must leave room for an answer after the prompt's 5"),
+    ({"max_length": 50}, "`max_length` .50. needs `max_new_tokens=None`, got 128"),
     ({"block_length": 0}, "`block_length` must be"),
     ({"temperature": -1}, "`temperature` must be a number of at least 0, got -1"),
     ({"temperature": float("nan")}, "`temperature` must be"),
@@ -368,8 +382,17 @@ BAD_CALLS = [
     ({"do_sample": True}, "`do_sample=True` needs `temperature` above 0"),
     ({"output_history": True}, "`output_history=True` needs `return_dict_in_generate=True`"),
     ({"stop_at_eos": "yes"}, "`stop_at_eos` must be True or False"),
-    ({"threshold": 0.9}, "`threshold` is not supported yet"),
-    ({"cache": "dual"}, "`cache` is not supported yet"),
+    ({"threshold": 0.0}, r"`threshold` must be None or in \(0, 1\], got 0.0"),
+    ({"threshold": 1.1}, "`threshold` must be"),
+    ({"factor": 0}, "`factor` must be None or above 0, got 0"),
+    ({"frechet": 1.0}, r"`frechet` must be None or in \[0, 1\), got 1.0"),
+    ({"entropy_bound": -0.1}, "`entropy_bound` must be None or at least 0, got -0.1"),
+    ({"threshold": 0.9, "frechet": 0.2}, "`threshold` and `frechet` are two commit rules; pass one"),
+    ({"cache": "both"}, "`cache` must be one of none, prefix, dual, got 'both'"),
+    ({"refresh_interval": 2}, "`refresh_interval` needs a cache"),
+    ({"freeze_prompt": True}, "`freeze_prompt` needs a cache"),
+    ({"cache": "dual", "refresh_interval": 0}, "`refresh_interval` must be None or at least 1, got 0"),
+    ({"suffix_window": -1}, "`suffix_window` must be None or at least 0, got -1"),
     ({"confidence_eos_eot_inf": True}, "`eot_token_id` is needed for `confidence_eos_eot_inf`"),
 ]
 
@@ -404,7 +427,7 @@ def test_infill_refuses_what_has_no_meaning_there(tiny_model) -> None:
     with pytest.raises(ValueError, match="holds no mask token"):
         tiny_model.infill(ids)
     ids[0, 2] = MASK
-    for name in ("max_new_tokens", "gen_length", "stop_at_eos"):
+    for name in ("max_new_tokens", "gen_length", "max_length", "stop_at_eos", "freeze_prompt", "suffix_window"):
         with pytest.raises(ValueError, match=f"`{name}` has no meaning for `infill`"):
             tiny_model.infill(ids, **{name: 4})
 

@@ -6,11 +6,18 @@ import pytest
 import torch
 
 from modeling_llada.unmasking_llada import (
+    COMMIT_RULES,
+    CommitRule,
+    EntropyBound,
+    Factor,
+    Frechet,
     Proposer,
+    Threshold,
     entropy,
     low_confidence,
     margin,
     most_confident,
+    prediction_entropy,
     sample,
     tokens_per_step,
 )
@@ -30,41 +37,42 @@ def test_margin_is_the_gap_between_the_two_best_proposable_tokens() -> None:
     assert margin(prefers_mask, torch.tensor([0]), MASK).item() == pytest.approx(0.25)
 
 
-def test_entropy_confidence_is_the_negative_entropy_of_the_proposable_tokens() -> None:
+def test_entropy_confidence_is_one_minus_the_share_of_the_largest_entropy() -> None:
     uniform = torch.zeros(1, 4)
-    assert entropy(uniform, torch.tensor([0]), MASK).item() == pytest.approx(-math.log(3))
+    assert entropy(uniform, torch.tensor([0]), MASK).item() == pytest.approx(0.0, abs=1e-6)
+    assert prediction_entropy(uniform, MASK).item() == pytest.approx(math.log(3))
     certain = torch.tensor([[0.0, -torch.inf, -torch.inf, 2.0]])
-    assert entropy(certain, torch.tensor([0]), MASK).item() == pytest.approx(0.0)
+    assert entropy(certain, torch.tensor([0]), MASK).item() == pytest.approx(1.0)
 
 
 def test_the_greedy_candidate_is_the_most_probable_token_that_is_not_the_mask() -> None:
     logits = torch.tensor([[0.1, 0.3, 0.2, 9.0]])
-    candidates, confidence = Proposer(mask_token_id=MASK)(logits.clone())
+    candidates, confidence, _ = Proposer(mask_token_id=MASK)(logits.clone())
     assert candidates.tolist() == [1]
     assert confidence.item() == pytest.approx(logits.softmax(-1)[0, 1].item())
 
 
 def test_suppressed_tokens_are_never_proposed_and_hold_no_probability() -> None:
-    candidates, confidence = Proposer(mask_token_id=MASK, suppressed_ids=(0,))(LOGITS.clone())
+    candidates, confidence, _ = Proposer(mask_token_id=MASK, suppressed_ids=(0,))(LOGITS.clone())
     assert candidates.tolist() == [1]
     assert confidence.item() == pytest.approx(0.25 / 0.5)
 
 
 def test_last_tokens_are_proposed_with_no_confidence() -> None:
-    candidates, confidence = Proposer(mask_token_id=MASK, last_ids=(0, 2))(LOGITS.clone())
+    candidates, confidence, _ = Proposer(mask_token_id=MASK, last_ids=(0, 2))(LOGITS.clone())
     assert candidates.tolist() == [0]
     assert confidence.tolist() == [0.0]
 
 
 def test_random_remasking_takes_its_draws_as_confidence() -> None:
-    candidates, confidence = Proposer(mask_token_id=MASK, measure="random")(LOGITS.clone(), None, torch.tensor([0.7]))
+    candidates, confidence, _ = Proposer(mask_token_id=MASK, measure="random")(LOGITS.clone(), None, torch.tensor([0.7]))
     assert candidates.tolist() == [0]
     assert confidence.tolist() == pytest.approx([0.7])
 
 
 def test_confidence_at_temperature_is_that_of_the_untempered_distribution() -> None:
     proposer = Proposer(mask_token_id=MASK, warp=lambda ids, logits: logits / 0.5)
-    candidates, confidence = proposer(LOGITS.clone(), torch.tensor([0.0]))
+    candidates, confidence, _ = proposer(LOGITS.clone(), torch.tensor([0.0]))
     assert candidates.tolist() == [0]
     assert confidence.item() == pytest.approx(0.5)
 
@@ -100,3 +108,66 @@ def test_the_most_confident_positions_are_committed_and_the_earlier_wins_a_tie()
     confidence = torch.tensor([[0.1, 0.9, 0.9, -torch.inf], [0.5, 0.5, 0.5, 0.5], [0.3, 0.2, 0.1, 0.0]])
     committed = most_confident(confidence, torch.tensor([1, 3, 0]))
     assert committed.tolist() == [[False, True, False, False], [True, True, True, False], [False] * 4]
+
+
+NOTHING = -torch.inf
+
+
+def commit(rule: CommitRule, confidence: list[float], at_least: int = 1, entropies: list[float] | None = None) -> list:
+    rows = None if entropies is None else torch.tensor([entropies])
+    return rule(torch.tensor([confidence]), torch.tensor([at_least]), rows)[0].long().tolist()
+
+
+def test_the_plain_schedule_commits_exactly_its_share() -> None:
+    assert commit(CommitRule(), [0.2, 0.9, NOTHING, 0.5], 0) == [0, 0, 0, 0]
+    assert commit(CommitRule(), [0.2, 0.9, NOTHING, 0.5], 2) == [0, 1, 0, 1]
+    assert commit(CommitRule(), [0.2, 0.9, NOTHING, 0.5], 4) == [1, 1, 0, 1]
+
+
+def test_threshold_commits_every_confidence_that_reaches_it() -> None:
+    assert commit(Threshold(0.9), [0.95, 0.9, 0.89, NOTHING]) == [1, 1, 0, 0]
+    assert commit(Threshold(0.9), [0.1, 0.2, 0.2, NOTHING]) == [0, 1, 0, 0]
+    assert commit(Threshold(0.5), [0.5, 0.5, 0.5, 0.5]) == [1, 1, 1, 1]
+    assert commit(Threshold(0.9), [NOTHING, NOTHING]) == [0, 0]
+
+
+def test_factor_commits_the_largest_n_that_its_inequality_allows() -> None:
+    # (n + 1) (1 - c): 2 * 0.1 = 0.2, 3 * 0.2 = 0.6, 4 * 0.3 = 1.2.
+    assert commit(Factor(1.0), [0.7, 0.9, 0.8]) == [0, 1, 1]
+    assert commit(Factor(1.3), [0.7, 0.9, 0.8]) == [1, 1, 1]
+    assert commit(Factor(0.1), [0.7, 0.9, 0.8]) == [0, 1, 0]
+    # Equal confidences: 2 * 0.2, 3 * 0.2, 4 * 0.2.
+    assert commit(Factor(0.7), [0.8, 0.8, 0.8]) == [1, 1, 0]
+
+
+def test_frechet_commits_the_largest_n_that_its_inequality_allows() -> None:
+    # c1 - 0 - (1 - c1) = 0.8; 0.9 + 0.8 - 1 - 0.2 = 0.5; 2.4 - 2 - 0.3 = 0.1.
+    assert commit(Frechet(0.25), [0.7, 0.9, 0.8]) == [0, 1, 1]
+    assert commit(Frechet(0.05), [0.7, 0.9, 0.8]) == [1, 1, 1]
+    assert commit(Frechet(0.6), [0.7, 0.9, 0.8]) == [0, 1, 0]
+    assert commit(Frechet(0.9), [0.1, 0.2]) == [0, 1]
+    assert commit(Frechet(0.0), [1.0, 1.0, NOTHING, 1.0]) == [1, 1, 0, 1]
+
+
+def test_entropy_bound_commits_the_largest_n_whose_entropies_without_the_largest_stay_below_it() -> None:
+    # In the order of confidence: entropies 0.1, 0.2, 0.5; sums without the largest: 0, 0.1, 0.3.
+    assert commit(EntropyBound(0.11), [0.9, 0.5, 0.8], 1, [0.1, 0.5, 0.2]) == [1, 0, 1]
+    assert commit(EntropyBound(0.31), [0.9, 0.5, 0.8], 1, [0.1, 0.5, 0.2]) == [1, 1, 1]
+    assert commit(EntropyBound(0.0), [0.9, 0.5, 0.8], 1, [0.1, 0.5, 0.2]) == [1, 0, 0]
+    assert commit(EntropyBound(9.0), [NOTHING, 0.5], 1, [0.0, 0.3]) == [0, 1]
+
+
+@pytest.mark.parametrize("name", COMMIT_RULES)
+def test_every_rule_commits_at_least_the_share_and_never_more_than_is_masked(name) -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(200, 6, generator=generator)
+    confidence[torch.rand(200, 6, generator=generator) < 0.4] = NOTHING
+    at_least = torch.randint(1, 5, (200,), generator=generator)
+    entropies = torch.rand(200, 6, generator=generator)
+    num_masked = confidence.isfinite().sum(-1)
+    committed = COMMIT_RULES[name](0.5)(confidence, at_least, entropies)
+    assert (committed & ~confidence.isfinite()).sum() == 0
+    assert (committed.sum(-1) >= torch.minimum(at_least, num_masked)).all()
+    lowest_in = torch.where(committed, confidence, torch.inf).min(-1).values
+    highest_out = torch.where(committed, NOTHING, confidence).max(-1).values
+    assert (lowest_in >= highest_out).all()
