@@ -60,6 +60,8 @@ def answer_prompts(
         raise ValueError("`--chat` and `--infill` exclude each other; pass one of them.")
     if infill and "max_new_tokens" in options:
         raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` means nothing; leave it out.")
+    if "max_length" in options:
+        options = {"max_new_tokens": None, **options}
     prompts = prompts or read_prompts()
     console, stays = choose_console(answers_on_stdout=json_lines, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)

@@ -22,6 +22,7 @@ class Canvas:
         is_given: tokens that were there before the first step, which guidance masks out; bool [batch, seq].
         is_alive: rows whose end has not been found; bool [batch].
         rows: rows that take part in the next pass; int64 [active].
+        confidence: confidence with which a token was committed, inf where none was; float32 [batch, seq].
         attention_mask: bool [batch, seq], or None if no row is padded.
         position_ids: int64 [batch, seq], or None if no row is padded.
         generator: one generator, a list with one per row, or None.
@@ -33,6 +34,7 @@ class Canvas:
     is_given: Tensor
     is_alive: Tensor
     rows: Tensor
+    confidence: Tensor
     attention_mask: Optional[Tensor]
     position_ids: Optional[Tensor]
     generator: Any
@@ -73,6 +75,7 @@ class Canvas:
             is_given=ids != mask_token_id,
             is_alive=torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device),
             rows=torch.arange(ids.shape[0], device=ids.device),
+            confidence=torch.full(ids.shape, torch.inf, device=ids.device),
             attention_mask=attention_mask,
             position_ids=None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0),
             generator=generator,
@@ -88,6 +91,20 @@ class Canvas:
         """Let every row that is alive and holds a mask in the block take part."""
         self.rows = self.is_alive.nonzero()[:, 0]
         self.rows = self.rows[self.is_masked(start, end).any(-1)]
+
+    def commit(self, start: int, end: int, is_committed: Tensor, candidates: Tensor, confidence: Tensor) -> None:
+        """Write tokens into columns start..end-1 of the active rows; three tensors [active, end - start]."""
+        columns = slice(start, end)
+        self.ids[self.rows, columns] = torch.where(is_committed, candidates, self.ids[self.rows, columns])
+        self.confidence[self.rows, columns] = torch.where(
+            is_committed, confidence, self.confidence[self.rows, columns]
+        )
+
+    def mask_again(self, start: int, end: int, is_doubted: Tensor) -> None:
+        """Mask committed tokens again; bool [active, end - start]."""
+        columns = slice(start, end)
+        self.ids[self.rows, columns] = self.ids[self.rows, columns].masked_fill(is_doubted, self.mask_token_id)
+        self.confidence[self.rows, columns] = self.confidence[self.rows, columns].masked_fill(is_doubted, torch.inf)
 
     def leave_block(self, start: int, end: int) -> Optional[Tensor]:
         """Let rows without a mask in the block sit out its remaining passes.

@@ -26,7 +26,9 @@ DEFAULTS: dict[str, Any] = {
     "factor": None,
     "frechet": None,
     "entropy_bound": None,
+    "remask_rate": 0.0,
     "cfg_scale": 0.0,
+    "compile": False,
     "cache": "none",
     "refresh_interval": None,
     "freeze_prompt": False,
@@ -73,8 +75,13 @@ class LLaDAGenerationConfig(GenerationConfig):
         frechet: commit the largest n with c_1 + … + c_n - (n - 1) - (1 - c_n) > frechet, in [0, 1) (e.g. 0.25).
         entropy_bound: commit the largest n whose entropies sum, without the largest, to at most this many nats, at
             least 0 (e.g. 0.1). At most one of these four rules.
+        remask_rate: self-correction: after every step but a block's last, this share of the tokens committed in the
+            block before is masked again, the least confident ones first; in [0, 1). With it, `steps=None` is one step
+            per token. Not exact with caches, which still hold the keys of the old tokens' neighbours.
         cfg_scale: w of unsupervised guidance, logits = u + (1 + w) (c - u) with u from the prompt masked out;
             0 is off. Doubles the work.
+        compile: run the model through `torch.compile`; it scores whole blocks then, so that shapes do not change
+            from step to step. The first call takes minutes at most, for each new shape.
         cache: `none` recomputes everything (exact); `prefix` keeps the keys and values of what precedes the block for
             the block's passes, `dual` those of everything outside it. Both are approximations.
         refresh_interval: with a cache, recompute everything at every n-th pass of a block, not only its first; 1 is
@@ -127,6 +134,7 @@ class LLaDAGenerationConfig(GenerationConfig):
         _check("frechet", self.frechet, lambda v: v is None or (_is_number(v) and 0 <= v < 1), "None or in [0, 1)")
         for name in ("entropy_bound", "suffix_window"):
             _check(name, getattr(self, name), lambda v: v is None or (_is_number(v) and v >= 0), "None or at least 0")
+        _check("remask_rate", self.remask_rate, lambda v: _is_number(v) and 0 <= v < 1, "in [0, 1)")
         _check("cache", self.cache, lambda v: v in CACHES, f"one of {', '.join(CACHES)}")
         self._check_contradictions()
 

@@ -6,8 +6,9 @@ candidates, and are the only place that writes into the canvas.
 Shape legend: B rows of the call, R rows still active, T canvas, L block, K positions scored, V vocabulary.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from .cache_llada import WindowPolicy
 from .canvas_llada import Block, Canvas, Reporter, make_blocks
 from .diffusion_llada import Generators, draw_uniform
 from .generation_config_llada import LLaDAGenerationConfig
-from .unmasking_llada import CommitRule, Proposer, tokens_per_step
+from .unmasking_llada import CommitRule, Proposer, least_confident, schedule_share
 
 logger = logging.get_logger(__name__)
 
@@ -372,25 +373,29 @@ class LLaDAGenerationMixin(GenerationMixin):
     def _denoise_block(self, canvas: Canvas, plan: Plan, start: int, end: int, num_steps: Optional[int]) -> None:
         """Denoise columns start..end-1 in at most `num_steps` passes (None: as many as the tokens need)."""
         config = plan.config
-        # 4. Share the block's masks over its steps.
+        if config.remask_rate and num_steps is None:
+            num_steps = end - start
         canvas.start_block(start, end)
         num_columns = plan.windows.visible_end(end, canvas.ids.shape[1])
         plan.windows.start_block(canvas.rows, num_columns)
-        shares = None if num_steps is None else tokens_per_step(canvas.is_masked(start, end).sum(-1), num_steps)
         step = 0
         while len(canvas.rows):
+            # 4. Share the masks over the steps left.
             is_masked = canvas.is_masked(start, end)
+            num_masked = is_masked.sum(-1)
+            at_least = torch.ones_like(num_masked) if num_steps is None else schedule_share(num_masked, num_steps - step)
             # 5. Run the model.
             logits = self._score(canvas, plan, is_masked, step, start, end, num_columns)
             # 6. Choose candidates and commit the most confident.
-            candidates, *judgements = plan.proposer(logits, *self._draws(canvas, plan, is_masked))
-            confidence, entropies = (_on_grid(values, is_masked, fill) for values, fill in zip(judgements, (-torch.inf, 0.0)))
-            at_least = torch.ones_like(canvas.rows) if shares is None else shares[:, step].clamp(min=1)
-            is_committed = plan.rule(confidence, at_least, entropies)
-            block = canvas.ids[canvas.rows, start:end]
-            canvas.ids[canvas.rows, start:end] = torch.where(is_committed, _on_grid(candidates, is_masked, 0), block)
+            candidates, confidence, entropies = plan.proposer(logits, *self._draws(canvas, plan, is_masked))
+            confidence = _on_grid(confidence, is_masked, -torch.inf)
+            is_committed = plan.rule(confidence, at_least, _on_grid(entropies, is_masked, 0.0))
+            canvas.commit(start, end, is_committed, _on_grid(candidates, is_masked, 0), confidence)
+            if config.remask_rate and step + 1 < num_steps:
+                earlier = canvas.confidence[canvas.rows, start:end].masked_fill(is_committed, torch.inf)
+                canvas.mask_again(start, end, least_confident(earlier, config.remask_rate))
             plan.num_passes[canvas.rows] += 1
-            plan.num_committed[canvas.rows] += is_committed.sum(-1)
+            plan.num_committed[canvas.rows] += num_masked - canvas.is_masked(start, end).sum(-1)
             plan.windows.pass_done()
             # 7. Report, and let rows sit out that have nothing left to do.
             if config.stop_at_eos:
@@ -399,7 +404,6 @@ class LLaDAGenerationMixin(GenerationMixin):
             is_kept = canvas.leave_block(start, end)
             if is_kept is not None:
                 plan.windows.keep(is_kept)
-                shares = None if shares is None else shares[is_kept]
             step += 1
 
     def _score(
@@ -419,14 +423,14 @@ class LLaDAGenerationMixin(GenerationMixin):
             is_scored = torch.cat((is_scored, is_scored))
             if canvas.attention_mask is not None:
                 attention_mask, position_ids = attention_mask.repeat(2, 1), position_ids.repeat(2, 1)
-        logits = self(
-            input_ids=ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            logits_positions=is_scored,
-            logits_window=(start - first, end - first),
-        ).logits
+        inputs = {"input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        inputs |= {"past_key_values": cache, "logits_window": (start - first, end - first)}
+        if plan.config.compile:
+            # Selecting masked positions inside would give every step its own shape.
+            logits = compiled_forward(type(self))(self, **inputs).logits
+            logits = logits[is_scored[:, start - first : end - first]]
+        else:
+            logits = self(**inputs, logits_positions=is_scored).logits
         if cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + (1 + cfg_scale) * (conditional - unconditional)
@@ -444,6 +448,12 @@ class LLaDAGenerationMixin(GenerationMixin):
     def _draw(canvas: Canvas, is_masked: Tensor) -> Tensor:
         """One uniform per masked position. Every row draws for its whole block, so that rows stay independent."""
         return draw_uniform(tuple(is_masked.shape), canvas.active_generator(), is_masked.device)[is_masked]
+
+
+@functools.lru_cache
+def compiled_forward(model_class: type) -> Callable:
+    """The compiled `forward` of a model class, to be called with the model; models of a class share its graphs."""
+    return torch.compile(model_class.forward)
 
 
 def make_warpers(config: LLaDAGenerationConfig) -> LogitsProcessorList:

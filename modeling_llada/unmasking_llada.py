@@ -155,20 +155,36 @@ def sample(logits: Tensor, draws: Tensor) -> Tensor:
     return torch.minimum(drawn, last)[:, 0]
 
 
-def tokens_per_step(num_masked: Tensor, num_steps: int) -> Tensor:
-    """Share each row's masked positions over the steps, larger shares first.
+def schedule_share(num_masked: Tensor, steps_left: int) -> Tensor:
+    """Tokens that this step must commit so that the remaining steps suffice: 7 over 3 steps are 3, 2, 2.
 
     Args:
-        num_masked: masked positions in the block; int64 [batch].
-        num_steps: denoising steps for the block, at least 1.
+        num_masked: masked positions of the block; int64 [batch].
+        steps_left: steps that the block still has, this one included, at least 1.
 
     Returns:
-        Positions to commit at each step; int64 [batch, num_steps]. Rows sum to `num_masked`.
+        int64 [batch].
 
-    Source: LLaDA (arXiv:2502.09992), linear schedule: every step commits equally many.
+    Source: LLaDA (arXiv:2502.09992), linear schedule: every step commits equally many, larger shares first.
     """
-    steps = torch.arange(num_steps, device=num_masked.device)
-    return num_masked[:, None] // num_steps + (steps < num_masked[:, None] % num_steps)
+    return -(-num_masked // steps_left)
+
+
+def least_confident(confidence: Tensor, share: float) -> Tensor:
+    """Mark a share of the committed tokens, the least confident ones, to be masked again.
+
+    Args:
+        confidence: confidence with which each token was committed, inf where none may be masked again;
+            float32 [batch, block].
+        share: in [0, 1); the count is rounded down.
+
+    Returns:
+        bool [batch, block].
+
+    Source: Wang et al., ReMDM (arXiv:2503.00307), remasking by confidence, here without its random draw.
+    """
+    counts = (confidence.isfinite().sum(-1) * share).long()
+    return most_confident(-confidence, counts)
 
 
 def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:

@@ -118,11 +118,11 @@ def test_version_is_that_of_the_installed_package():
 
 def test_every_option_of_generation_that_has_a_flag_is_one_of_the_generation_config():
     from llada_cli.options import GENERATION_OPTIONS
-    from modeling_llada.generation_config_llada import DEFAULTS, NOT_YET_SUPPORTED
+    from modeling_llada.generation_config_llada import DEFAULTS
 
     names = {name for name, _, _ in GENERATION_OPTIONS}
     without_flag = {name for name in DEFAULTS if name.endswith("_id")}
-    without_flag |= {"do_sample", "return_dict_in_generate", "output_history"} | set(NOT_YET_SUPPORTED)
+    without_flag |= {"do_sample", "return_dict_in_generate", "output_history"}
     assert names == set(DEFAULTS) - without_flag | {"seed"}
 
 

@@ -1,9 +1,13 @@
 """Laws of caches and parallel rules within `generate`."""
 
+import functools
+
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 
+import modeling_llada.generation_llada as generation_llada
 from modeling_llada import LLaDAModelLM
 from modeling_llada.cache_llada import BlockCache
 from tests.conftest import REFERENCE
@@ -132,3 +136,38 @@ def test_infill_works_with_every_cache(tiny_model) -> None:
         assert (filled != MASK).all()
         exact = tiny_model.infill(ids, cache=cache, block_length=6, refresh_interval=1)
         assert torch.equal(exact, tiny_model.infill(ids, block_length=6))
+
+
+def test_self_correction_changes_committed_tokens_and_needs_no_more_passes(tiny_model) -> None:
+    options = {"max_new_tokens": 24, "block_length": 12, "steps": 12, "stop_at_eos": False}
+    plain = tiny_model.generate(prompts(2, 7), **options)
+    output = tiny_model.generate(
+        prompts(2, 7), remask_rate=0.4, return_dict_in_generate=True, output_history=True, **options
+    )
+    assert (output.num_forward_passes == 12).all()
+    assert (output.sequences != MASK).all()
+    assert not torch.equal(output.sequences, plain)
+    history = torch.stack(output.history)
+    was_masked_again = (history[:-1] != MASK) & (history[1:] == MASK)
+    assert was_masked_again.any() and not was_masked_again[:, :, :7].any()
+    assert torch.equal(output.tokens_per_forward, torch.tensor([2.0, 2.0]))
+    one_per_token = tiny_model.generate(
+        prompts(1, 7), max_new_tokens=6, remask_rate=0.4, stop_at_eos=False, return_dict_in_generate=True
+    )
+    assert one_per_token.num_forward_passes.tolist() == [6]
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_a_compiled_model_gives_the_same_tokens_and_is_not_compiled_again_per_step(tiny_model, cache, monkeypatch) -> None:
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    monkeypatch.setattr(
+        generation_llada, "compiled_forward", functools.lru_cache(lambda cls: torch.compile(cls.forward, backend=counter))
+    )
+    options = {"max_new_tokens": 24, "block_length": 8, "stop_at_eos": False, "cache": cache}
+    plain = tiny_model.generate(prompts(1, 7), **options)
+    assert torch.equal(tiny_model.generate(prompts(1, 7), compile=True, **options), plain)
+    num_compiled = counter.frame_count
+    assert num_compiled <= 6
+    assert torch.equal(tiny_model.generate(prompts(1, 7), compile=True, **options), plain)
+    assert counter.frame_count == num_compiled

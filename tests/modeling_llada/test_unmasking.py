@@ -14,12 +14,13 @@ from modeling_llada.unmasking_llada import (
     Proposer,
     Threshold,
     entropy,
+    least_confident,
     low_confidence,
     margin,
     most_confident,
     prediction_entropy,
     sample,
-    tokens_per_step,
+    schedule_share,
 )
 
 # Probabilities 1/2, 1/4, 1/8, 1/8 over tokens 0, 1, 2 and the mask 3.
@@ -100,8 +101,19 @@ def test_draws_follow_softmax() -> None:
 
 
 def test_steps_share_the_masks_larger_shares_first() -> None:
-    counts = tokens_per_step(torch.tensor([7, 3, 0, 8]), 4)
-    assert counts.tolist() == [[2, 2, 2, 1], [1, 1, 1, 0], [0, 0, 0, 0], [2, 2, 2, 2]]
+    for num_masked, shares in ((7, [2, 2, 2, 1]), (3, [1, 1, 1, 0]), (0, [0, 0, 0, 0]), (8, [2, 2, 2, 2])):
+        left, given = torch.tensor([num_masked]), []
+        for steps_left in (4, 3, 2, 1):
+            share = schedule_share(left, steps_left)
+            left = left - share
+            given.append(share.item())
+        assert given == shares
+
+
+def test_the_least_confident_share_of_the_committed_tokens_is_masked_again() -> None:
+    confidence = torch.tensor([[0.9, torch.inf, 0.2, 0.5, 0.3], [torch.inf] * 5])
+    assert least_confident(confidence, 0.5).tolist() == [[False, False, True, False, True], [False] * 5]
+    assert not least_confident(confidence, 0.2).any()
 
 
 def test_the_most_confident_positions_are_committed_and_the_earlier_wins_a_tie() -> None:
