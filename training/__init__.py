@@ -13,7 +13,23 @@ if TYPE_CHECKING:
     from .pretrain_command import pretrain_main
     from .pretraining import LLaDAPretrainingTrainer
 
-# Public names and the file that holds each; a file is imported when one of its names is first used.
+__all__ = [
+    "LLaDACollator",
+    "LLaDAPretrainingConfig",
+    "LLaDAPretrainingTrainer",
+    "draw_noise",
+    "load_documents",
+    "pack_documents",
+    "plot_loss_curve",
+    "pretrain_main",
+    "pretraining_loss",
+    "random_lengths",
+    "score_masked",
+    "sft_loss",
+    "training_noise_levels",
+]
+
+# The file that holds each name; it is imported when the name is first used.
 _HOMES = {
     "LLaDACollator": "collator",
     "LLaDAPretrainingConfig": "config",
@@ -29,7 +45,6 @@ _HOMES = {
     "sft_loss": "loss",
     "training_noise_levels": "noise",
 }
-__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,9 @@
 """Options of pre-training: every field of `TrainingArguments`, and what LLaDA adds, checked in one place."""
 
 import json
-import math
 import os
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from transformers import TrainingArguments
@@ -43,8 +42,11 @@ class LLaDAPretrainingConfig(TrainingArguments):
     Not handled: streaming data sets, packing with separated documents.
     """
 
+    output_dir: str = field(
+        default="llada-pretraining", metadata={"help": "Folder for checkpoints, the final model and the loss curve."}
+    )
     model: Optional[str] = field(
-        default=None, metadata={"help": "Folder or Hub id of a LLaDA checkpoint to continue from. Unset: a fresh model."}
+        default=None, metadata={"help": "LLaDA checkpoint (folder or Hub id) to continue from. Unset: a fresh model."}
     )
     model_config: Optional[Union[dict, str]] = field(
         default=None,
@@ -67,9 +69,7 @@ class LLaDAPretrainingConfig(TrainingArguments):
     validation_data: Optional[list[str]] = field(
         default=None, metadata={"help": "As `train_data`, for evaluation. Needed when `eval_strategy` is not no."}
     )
-    dataset_config_name: Optional[str] = field(
-        default=None, metadata={"help": "Configuration of the named data set."}
-    )
+    dataset_config_name: Optional[str] = field(default=None, metadata={"help": "Configuration of the named data set."})
     train_split: str = field(default="train", metadata={"help": "Split of a named data set to train on."})
     validation_split: str = field(default="validation", metadata={"help": "Split of a named data set to evaluate on."})
     text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})
@@ -85,7 +85,7 @@ class LLaDAPretrainingConfig(TrainingArguments):
     )
     exact_count: bool = field(
         default=False,
-        metadata={"help": "Mask exactly ceil(t L) tokens of each sequence: as unbiased as independent masks, less noisy."},
+        metadata={"help": "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."},
     )
     low_discrepancy: bool = field(
         default=False,
@@ -97,11 +97,11 @@ class LLaDAPretrainingConfig(TrainingArguments):
     )
 
     decay_steps: float = field(
-        default=0.1, metadata={"help": "Steps of the last, falling phase: a number, or a fraction of all steps if below 1."}
+        default=0.1, metadata={"help": "Steps of the falling phase: a number, or a fraction of all steps if below 1."}
     )
     decay_type: str = field(default="linear", metadata={"help": "Shape of the falling phase: linear, cosine, 1-sqrt."})
     min_lr_ratio: float = field(
-        default=0.0, metadata={"help": "Learning rate at the start of warm-up and at the end, as a share of the highest."}
+        default=0.0, metadata={"help": "Learning rate before warm-up and at the end, as a share of the highest."}
     )
     # Fields of TrainingArguments with another default here.
     lr_scheduler_type: Union[SchedulerType, str] = field(
@@ -119,7 +119,8 @@ class LLaDAPretrainingConfig(TrainingArguments):
         # transformers 4 knows only whole warm-up steps; `get_warmup_steps` below reads both.
         warmup_steps, self.warmup_steps = self.warmup_steps, 0
         # Without this, `bf16` raises on a machine that has only its CPU.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         super().__post_init__()
         self.warmup_steps = warmup_steps
         for name in ("train_data", "validation_data"):
@@ -136,7 +137,7 @@ class LLaDAPretrainingConfig(TrainingArguments):
         """Number of warm-up steps; a value below 1 is a fraction of `num_training_steps`."""
         return _steps_or_fraction(self.warmup_steps, num_training_steps)
 
-    def get_scheduler_kwargs(self, num_training_steps: int) -> Optional[dict]:
+    def get_scheduler_kwargs(self, num_training_steps: int) -> Any:
         """Arguments for transformers' scheduler: those of warmup-stable-decay, else `lr_scheduler_kwargs` as given.
 
         Raises:
@@ -187,15 +188,15 @@ class LLaDAPretrainingConfig(TrainingArguments):
                 f"`model_config` describes a fresh model and cannot change the checkpoint `model`={self.model!r}; "
                 "give one of the two."
             )
-        if self.eval_strategy != "no" and self.train_data and not self.validation_data:
+        if self.do_eval and self.train_data and not self.validation_data:
             raise ValueError(
-                f"`validation_data` must be given when `eval_strategy` is {self.eval_strategy.value!r}, got None; "
-                "name a file, or pass eval_strategy=no."
+                "`validation_data` must be given when `eval_strategy` is not no, got None; name a file, or pass "
+                "eval_strategy=no."
             )
 
 
 def _steps_or_fraction(value: float, num_training_steps: int) -> int:
-    return int(value) if value >= 1 else math.ceil(value * num_training_steps)
+    return int(value) if value >= 1 else round(value * num_training_steps)
 
 
 def _read_mapping(text_or_path: str) -> dict:

@@ -4,7 +4,8 @@ import os
 from typing import Any, Optional
 
 import numpy as np
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 
 # Documents tokenised at once, and documents concatenated before the last sequence is cut short.
 TOKENIZE_BATCH = 1000
@@ -38,10 +39,7 @@ def load_documents(
         columns = [_only_text(documents, text_column, sources[0])]
     else:
         columns = [_only_text(_load_file(path), "text" if _is_plain(path) else text_column, path) for path in sources]
-    documents = concatenate_datasets(columns)
-    if not len(documents):
-        raise ValueError(f"{', '.join(sources)} must hold at least one document, got none.")
-    return documents
+    return concatenate_datasets(columns)
 
 
 def pack_documents(
@@ -100,8 +98,8 @@ def pack_documents(
 
 
 def _tokenize(batch: dict, indices: list[int], tokenizer: Any, vocab_size: int, mask_token_id: int) -> dict:
-    encoded = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    for index, text, ids in zip(indices, batch["text"], encoded):
+    encoded = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)
+    for index, text, ids in zip(indices, batch["text"], encoded["input_ids"]):
         if mask_token_id in ids:
             raise ValueError(
                 f"Document {index} must not hold the mask token (id {mask_token_id}), which stands for hidden text, "
@@ -113,7 +111,7 @@ def _tokenize(batch: dict, indices: list[int], tokenizer: Any, vocab_size: int, 
                 f"{index}, {text[:EXCERPT_LENGTH]!r}; use the model's own `tokenizer`, or a larger `vocab_size`."
             )
     # An empty document would only add a second EOS.
-    return {"input_ids": [ids + [tokenizer.eos_token_id] for ids in encoded if ids]}
+    return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"] if ids]}
 
 
 def _pack(table: Any, sequence_length: int) -> dict:
@@ -126,13 +124,15 @@ def _load_file(path: str) -> Dataset:
         raise ValueError(f"`train_data` and `validation_data` must name existing files, got {path!r}, which is none.")
     extension = os.path.splitext(path)[1]
     if extension not in FILE_FORMATS:
-        raise ValueError(
-            f"Data files must end in {', '.join(FILE_FORMATS)}, got {path!r}; convert it to JSON lines with a text column."
-        )
-    if os.path.getsize(path) == 0:
-        raise ValueError(f"{path} must hold at least one document, got an empty file.")
+        raise ValueError(f"Data files must end in {', '.join(FILE_FORMATS)}, got {path!r}; convert it to JSON lines.")
+    with open(path, encoding="utf-8") as file:
+        if not any(line.strip() for line in file):
+            raise ValueError(f"{path} must hold at least one document, got an empty file; name another one.")
     options = {"sample_by": "document"} if _is_plain(path) else {}
-    return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", **options)
+    try:
+        return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{path} must hold one JSON object per line, got: {error.__cause__}; repair it.") from error
 
 
 def _load_named(source: str, split: str, config_name: Optional[str]) -> Dataset:
@@ -140,9 +140,9 @@ def _load_named(source: str, split: str, config_name: Optional[str]) -> Dataset:
         documents = load_from_disk(source)
     else:
         documents = load_dataset(source, config_name)
-    if isinstance(documents, DatasetDict) or isinstance(documents, dict):
+    if isinstance(documents, dict):
         if split not in documents:
-            raise ValueError(f"`{source}` must have the split {split!r}, got {', '.join(documents)}; name one of these.")
+            raise ValueError(f"{source} must have the split {split!r}, got {', '.join(documents)}; name one of these.")
         documents = documents[split]
     return documents
 
@@ -153,9 +153,10 @@ def _only_text(documents: Dataset, text_column: str, source: str) -> Dataset:
             f"`text_column` must be a column of {source} ({', '.join(documents.column_names)}), got {text_column!r}."
         )
     documents = documents.select_columns([text_column]).rename_columns({text_column: "text"})
-    if documents.features["text"].dtype not in ("string", "large_string"):
+    kind = documents.features["text"].dtype
+    if kind not in ("string", "large_string"):
         raise ValueError(
-            f"`text_column` must hold text, got {documents.features['text'].dtype} in column {text_column!r} of {source}."
+            f"`text_column` must hold text, got {kind} in column {text_column!r} of {source}; name another column."
         )
     for index, text in enumerate(documents.with_format("arrow")[:]["text"].is_valid().to_pylist()):
         if not text:

@@ -5,7 +5,6 @@ Shape legend: B batch, T sequence length, K masked positions of the batch, V voc
 
 from typing import NamedTuple, Union
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,7 +1,8 @@
 """What is logged beside the loss: masked fraction, masked accuracy, loss by noise level, tokens per second."""
 
 import time
-from typing import Callable, Optional
+from collections.abc import Callable
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ NUM_LEVEL_BINS = 4
 def row_sums(predictions: MaskedPredictions, noisy: NoisyBatch) -> Tensor:
     """Per row: noise level, masked positions, sum of their cross-entropies, correct ones; float32 [batch, 4]."""
     rows = noisy.is_masked.nonzero()[:, 0]
-    values = torch.stack([torch.ones_like(predictions.token_losses), predictions.token_losses, predictions.is_correct], 1)
-    sums = torch.zeros(len(noisy.noise_levels), 3, device=values.device).index_add_(0, rows, values.detach().float())
+    losses = predictions.token_losses.detach()
+    values = torch.stack([torch.ones_like(losses), losses, predictions.is_correct.to(losses)], dim=1)  # [K, 3]
+    sums = torch.zeros(len(noisy.noise_levels), 3, device=values.device).index_add_(0, rows, values)
     return torch.cat([noisy.noise_levels[:, None].to(sums), sums], dim=1)
 
 
@@ -37,11 +39,12 @@ def summarize(sums: Tensor, num_tokens: float) -> dict[str, float]:
         num_tokens: tokens that could have been masked.
 
     Returns:
-        `masked_fraction`, `masked_accuracy`, and for each bin that saw a masked token `loss_t_X`: the mean
-        cross-entropy of a masked token, unweighted, at noise levels up to X and above the bin before.
+        `masked_tokens`, `masked_fraction`, `masked_accuracy`, and for each bin that saw a masked token `loss_t_X`: the
+        mean cross-entropy of a masked token, unweighted, at noise levels up to X and above the bin before.
     """
     num_masked, _, num_correct = sums.sum(0).tolist()
     metrics = {
+        "masked_tokens": num_masked,
         "masked_fraction": num_masked / max(num_tokens, 1),
         "masked_accuracy": num_correct / max(num_masked, 1),
     }
@@ -81,7 +84,7 @@ class TrainingMetrics:
         Returns:
             The entries of `summarize`, and `tokens_per_second`; empty if nothing was trained.
         """
-        if self._sums is None:
+        if self._sums is None or self._started is None:
             return {}
         metrics = summarize(reduce(self._sums), self._num_tokens)
         metrics["tokens_per_second"] = self._num_tokens / max(time.perf_counter() - self._started, 1e-9)

@@ -2,14 +2,15 @@
 
 import difflib
 import os
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
-from transformers import AutoTokenizer, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from modeling_llada import LLaDAConfig, LLaDAModelLM
+from modeling_llada.tokenization_llada import BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
 
 from .config import LLaDAPretrainingConfig
 from .data import load_documents, pack_documents
@@ -17,6 +18,11 @@ from .plots import plot_loss_curve
 from .pretraining import LLaDAPretrainingTrainer
 
 LOSS_CURVE = "loss_curve.png"
+USAGE = "llada train pretrain [--config RECIPE.yaml] [--option value ...]"
+DESCRIPTION = (
+    "Pre-train a LLaDA model. --config RECIPE.yaml reads options from a file, options on the command line win over it. "
+    "A run needs train_data and output_dir, and either model (continue) or model_config and tokenizer (start afresh)."
+)
 
 
 def parse_options(args: list[str]) -> LLaDAPretrainingConfig:
@@ -29,7 +35,7 @@ def parse_options(args: list[str]) -> LLaDAPretrainingConfig:
         raise ValueError(
             f"`--config` must name a YAML file, got {args[args.index('--config') + 1]!r}, which is no file."
         )
-    parser = TrlParser(LLaDAPretrainingConfig, prog="llada train pretrain", allow_abbrev=False)
+    parser = TrlParser([cast(Any, LLaDAPretrainingConfig)], usage=USAGE, description=DESCRIPTION, allow_abbrev=False)
     config, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
@@ -95,7 +101,12 @@ def load_tokenizer(config: LLaDAPretrainingConfig) -> Any:
     source = config.tokenizer or config.model
     if source is None:
         raise ValueError("`tokenizer` must name a folder or Hub id when `model` does not, got None; train one first.")
-    return AutoTokenizer.from_pretrained(source)
+    # By its class: AutoTokenizer would ask to run the code beside the checkpoint.
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(source)
+    if tokenizer.mask_token_id is None and not missing_tokens(tokenizer, [MASK_TOKEN, BOS_TOKEN, EOS_TOKEN]):
+        # The released tokenizers hold LLaDA's tokens but declare no mask.
+        tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
+    return tokenizer
 
 
 def load_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
@@ -113,7 +124,7 @@ def load_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
         )
     elif config.model_config is not None:
         model = LLaDAModelLM._from_config(
-            LLaDAConfig(**_token_fields(tokenizer) | config.model_config),
+            LLaDAConfig(**_token_fields(tokenizer) | cast(dict, config.model_config)),
             attn_implementation=config.attn_implementation,
         )
     else:
@@ -126,8 +137,9 @@ def load_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
             )
     if config.sequence_length > model.config.max_sequence_length:
         raise ValueError(
-            f"`sequence_length` must be at most the model's `max_sequence_length` ({model.config.max_sequence_length}), "
-            f"got {config.sequence_length}; lower it, or raise max_sequence_length in `model_config`."
+            "`sequence_length` must be at most the model's `max_sequence_length` "
+            f"({model.config.max_sequence_length}), got {config.sequence_length}; lower it, or raise "
+            "max_sequence_length in `model_config`."
         )
     return model
 
@@ -188,4 +200,5 @@ def _report(config: LLaDAPretrainingConfig, model: Any, packed: dict) -> None:
     if config.process_index:
         return
     parts = ", ".join(f"{len(data):,} sequences for {name}" for name, data in packed.items())
-    print(f"Model of {model.num_parameters() / 1e6:.1f} M parameters; {parts}, of at most {config.sequence_length} tokens.")
+    size = model.num_parameters() / 1e6
+    print(f"Model of {size:.1f} M parameters; {parts}, of at most {config.sequence_length} tokens.")

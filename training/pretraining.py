@@ -16,8 +16,8 @@ from .loss import MaskedPredictions, pretraining_loss, score_masked
 from .metrics import TrainingMetrics, level_sums, row_sums, summarize
 from .noise import IGNORE_INDEX, draw_noise, random_lengths, training_noise_levels
 
-# Evaluation draws the same masks at every step of the run.
-EVALUATION_STEP = -1
+# Evaluation draws the same masks at every step of every run.
+EVALUATION_SEED, EVALUATION_STEP = 0, -1
 
 
 class LLaDAPretrainingTrainer(Trainer):
@@ -45,6 +45,12 @@ class LLaDAPretrainingTrainer(Trainer):
 
     # The loss is divided by the items of the whole optimizer step here, so `Trainer` must not divide again.
     loss_is_scaled_for_ga = True
+    # Narrower than `Trainer` declares them.
+    args: LLaDAPretrainingConfig
+    model: Any
+    model_wrapped: Any
+    processing_class: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -62,15 +68,14 @@ class LLaDAPretrainingTrainer(Trainer):
                 raise ValueError(f"`{name}` must be unset, the diffusion loss brings its own, got one; leave it out.")
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             _check_dataset(name, dataset)
-        if data_collator is None:
-            data_collator = LLaDACollator(_first(model.config.pad_token_id, model.config.eos_token_id))
+        self._pad_token_id = _first(model.config.pad_token_id, model.config.eos_token_id)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator,
+            data_collator=data_collator or LLaDACollator(self._pad_token_id),
             compute_metrics=self._evaluation_metrics,
             **options,
         )
@@ -102,7 +107,7 @@ class LLaDAPretrainingTrainer(Trainer):
             lengths = row_lengths(batch)
             shorter = random_lengths(lengths, ids, args.seed, step, args.random_length_probability)
             if bool((shorter < lengths).any()):
-                batch = cut_to_lengths(batch, shorter, self.data_collator.pad_token_id)
+                batch = cut_to_lengths(batch, shorter, self._pad_token_id)
         rank = index * args.world_size + args.process_index
         slots = rank * args.train_batch_size + torch.arange(len(ids), device=ids.device)
         return batch | {"noise_levels": training_noise_levels(ids, slots, args.seed, step, args.low_discrepancy)}
@@ -125,23 +130,26 @@ class LLaDAPretrainingTrainer(Trainer):
 
         Processes average their gradients, so the factor makes the average a sum.
         """
-        noisy, predictions = self._predict(model, inputs, self.state.global_step)
+        noisy, predictions = self._predict(model, inputs, self.args.seed, self.state.global_step, self.args.exact_count)
         self._metrics.update(predictions, noisy)
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], inputs["input_ids"].device)
         loss = pretraining_loss(predictions.token_losses, noisy, num_items_in_batch) * self.accelerator.num_processes
         return (loss, predictions) if return_outputs else loss
 
-    def _predict(self, model: Any, inputs: dict[str, Tensor], step: int) -> tuple[NoisyBatch, MaskedPredictions]:
+    def _predict(
+        self, model: Any, inputs: dict[str, Tensor], seed: int, step: int, exact_count: bool
+    ) -> tuple[NoisyBatch, MaskedPredictions]:
+        """Steps 2 to 5: mask the batch, and score the masked positions."""
         noisy = draw_noise(
             inputs["input_ids"],
             inputs["labels"],
             inputs["example_id"],
             inputs["noise_levels"],
             self.model.config.mask_token_id,
-            self.args.seed,
+            seed,
             step,
-            exact_count=self.args.exact_count or step == EVALUATION_STEP,
+            exact_count=exact_count,
             eps=self.args.noise_eps,
         )
         logits = model(
@@ -164,7 +172,7 @@ class LLaDAPretrainingTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         inputs["noise_levels"] = low_discrepancy_noise_levels(inputs["example_id"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            noisy, predictions = self._predict(model, inputs, EVALUATION_STEP)
+            noisy, predictions = self._predict(model, inputs, EVALUATION_SEED, EVALUATION_STEP, exact_count=True)
         sums = row_sums(predictions, noisy)
         num_tokens = (inputs["labels"] != IGNORE_INDEX).sum(-1)
         losses = sums[:, 2] * noisy.weights
