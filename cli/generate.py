@@ -60,8 +60,7 @@ def answer_prompts(
         raise ValueError("`--chat` and `--infill` exclude each other; pass one of them.")
     if infill and "max_new_tokens" in options:
         raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` means nothing; leave it out.")
-    if "max_length" in options:
-        options = {"max_new_tokens": None, **options}
+    options = open_length(options)
     prompts = prompts or read_prompts()
     console, stays = choose_console(answers_on_stdout=json_lines, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
@@ -130,6 +129,11 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool)
     return ids
 
 
+def open_length(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options; an answer that may grow up to `max_length` has no canvas length."""
+    return {"max_new_tokens": None, **options} if "max_length" in options else options
+
+
 def split_seed(
     options: dict[str, Any], checkpoint: Checkpoint, num_rows: int
 ) -> tuple[dict[str, Any], list[torch.Generator] | None]:
@@ -186,7 +190,7 @@ def answer_batch(
         answers = output.sequences[:, input_ids.shape[1] :].tolist()
         answers = [cut_at_stop(ids, stops, tokenizer.mask_token_id) for ids in answers]
         num_filled = [len(ids) for ids in answers]
-    texts = [_decode_answer(checkpoint, ids) for ids in answers]
+    texts = [decode_answer(checkpoint, ids) for ids in answers]
     passes = output.num_forward_passes.tolist()
     return [Answer(*each, seconds) for each in zip(texts, num_filled, passes)]
 
@@ -210,7 +214,7 @@ def print_answer(text: str) -> None:
     print(printable(text) if sys.stdout.isatty() else text, flush=True)
 
 
-def _decode_answer(checkpoint: Checkpoint, ids: list[int]) -> str:
+def decode_answer(checkpoint: Checkpoint, ids: list[int]) -> str:
     """Decode without special tokens, up to an end of turn that a tokenizer without this token has spelled out."""
     text = str(checkpoint.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     return text.partition(EOT_TOKEN)[0]

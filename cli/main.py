@@ -1,5 +1,6 @@
 """The `llada` command and its sub-commands; each imports what it needs when it runs, so that --help is quick."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +42,18 @@ def generate(
     infill: Annotated[
         bool, typer.Option("--infill", help="Fill every <|mdm_mask|> in the prompts, one token for each.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Prompts answered at once; 1, or 8 with --input, unless given.")
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", help='Answer the lines of this file: {"prompt": …}, {"messages": …}, or .txt.'),
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write an answer a line here; the same command goes on after a kill."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin --output anew, whatever it holds.")] = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line: answer, passes, tokens, seconds.")
     ] = False,
@@ -52,18 +64,33 @@ def generate(
 ) -> None:
     """Answer prompts.
 
-    On a terminal the canvas is shown while it is denoised; in a pipe only the answers are printed.
+    On a terminal the canvas is shown while it is denoised; in a pipe only the answers are printed. With --input and
+    --output, files of prompts are answered, by one process or by several under torchrun or accelerate launch.
     """
-    from .generate import answer_prompts
+    if input_file is None and output_file is None and not overwrite:
+        from .generate import answer_prompts
 
-    answer_prompts(
-        prompts or [],
+        shown = {"json_lines": json_lines, "quiet": quiet}
+        answer_prompts(
+            prompts or [], model_options, options, chat=chat, infill=infill, batch_size=batch_size or 1, **shown
+        )
+        return
+    from .batch import answer_file
+
+    without = {"PROMPTS": prompts, "--infill": infill, "--json": json_lines}
+    for name, given in without.items():
+        if given:
+            raise ValueError(f"`{name}` has no meaning with --input and --output; leave it out.")
+    if input_file is None or output_file is None:
+        raise ValueError("`--input`, `--output` and `--overwrite` belong together; pass --input and --output.")
+    answer_file(
+        input_file,
+        output_file,
         model_options,
         options,
         chat=chat,
-        infill=infill,
-        batch_size=batch_size,
-        json_lines=json_lines,
+        batch_size=batch_size or 8,
+        overwrite=overwrite,
         quiet=quiet,
     )
 

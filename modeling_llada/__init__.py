@@ -1,8 +1,17 @@
 """LLaDA for transformers: configuration, model and diffusion sampling."""
 
+from .batching_llada import LLaDAAnswer, generate_many
 from .configuration_llada import LLaDAConfig
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationOutput
 from .modeling_llada import LLaDAModel, LLaDAModelLM
 
-__all__ = ["LLaDAConfig", "LLaDAGenerationConfig", "LLaDAGenerationOutput", "LLaDAModel", "LLaDAModelLM"]
+__all__ = [
+    "LLaDAConfig",
+    "LLaDAModel",
+    "LLaDAModelLM",
+    "LLaDAGenerationConfig",
+    "LLaDAGenerationOutput",
+    "LLaDAAnswer",
+    "generate_many",
+]

@@ -123,7 +123,9 @@ class WindowPolicy:
             self._store = BlockCache(self.num_layers, num_columns)
         else:
             store, known_rows = self._prompt
-            self._store = store.select(self._in_batch(torch.searchsorted(known_rows, rows), len(known_rows)), num_columns)
+            self._store = store.select(
+                self._in_batch(torch.searchsorted(known_rows, rows), len(known_rows)), num_columns
+            )
 
     def next_window(self, step: int, start: int, end: int, num_columns: int) -> tuple[int, int, Optional[BlockCache]]:
         """Columns that pass `step` of the block start..end-1 computes: first, end, and the cache (None without)."""

@@ -4,7 +4,7 @@ Shape legend: B rows of the call, R rows that take part in the next pass, T canv
 """
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -24,9 +24,10 @@ class Canvas:
         rows: rows that take part in the next pass; int64 [active].
         confidence: confidence with which a token was committed, inf where none was; float32 [batch, seq].
         attention_mask: bool [batch, seq], or None if no row is padded.
-        position_ids: int64 [batch, seq], or None if no row is padded.
+        position_ids: int64 [batch, seq], or None if every row's columns are its positions.
         generator: one generator, a list with one per row, or None.
         answer_start: first column of the answer; None if masks may stand anywhere (infilling).
+        num_steps: denoising steps of the current block, int64 [batch]; None for as many as its tokens need.
     """
 
     ids: Tensor
@@ -39,6 +40,7 @@ class Canvas:
     position_ids: Optional[Tensor]
     generator: Any
     answer_start: Optional[int]
+    num_steps: Optional[Tensor] = None
 
     @classmethod
     def build(
@@ -48,11 +50,10 @@ class Canvas:
         attention_mask: Optional[Tensor] = None,
         generator: Any = None,
         answer_start: Optional[int] = None,
+        position_ids: Optional[Tensor] = None,
+        is_given: Optional[Tensor] = None,
     ) -> "Canvas":
         """Lay out a canvas.
-
-        Positions count valid tokens only, so that padding on either side, or between prompt and answer, changes
-        nothing.
 
         Args:
             ids: prompts and masks; int64 [batch, seq]. Not written to: the canvas is a copy.
@@ -60,6 +61,9 @@ class Canvas:
             attention_mask: bool [batch, seq] or None.
             generator: see the class.
             answer_start: see the class.
+            position_ids: int64 [batch, seq]. None counts valid tokens only, so that padding on either side, or between
+                prompt and answer, changes nothing.
+            is_given: bool [batch, seq]. None takes all that is not masked.
 
         Raises:
             ValueError: if a list of generators is not one per row.
@@ -69,15 +73,17 @@ class Canvas:
                 f"`generator` must be one torch.Generator or a list with one per row ({ids.shape[0]}), "
                 f"got a list of {len(generator)}."
             )
+        if position_ids is None and attention_mask is not None:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return cls(
             ids=ids.clone(),
             mask_token_id=mask_token_id,
-            is_given=ids != mask_token_id,
+            is_given=ids != mask_token_id if is_given is None else is_given,
             is_alive=torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device),
             rows=torch.arange(ids.shape[0], device=ids.device),
             confidence=torch.full(ids.shape, torch.inf, device=ids.device),
             attention_mask=attention_mask,
-            position_ids=None if attention_mask is None else (attention_mask.cumsum(-1) - 1).clamp(min=0),
+            position_ids=position_ids,
             generator=generator,
             answer_start=answer_start,
         )
@@ -87,8 +93,16 @@ class Canvas:
         is_masked = self.ids[self.rows, start:end] == self.mask_token_id
         return is_masked if self.attention_mask is None else is_masked & self.attention_mask[self.rows, start:end]
 
-    def start_block(self, start: int, end: int) -> None:
-        """Let every row that is alive and holds a mask in the block take part."""
+    def start_block(self, start: int, end: int, num_steps: Union[int, list[int], None] = None) -> None:
+        """Let every row that is alive and holds a mask in the block take part.
+
+        Args:
+            start, end: columns of the block.
+            num_steps: denoising steps of the block, for all rows or for each; None for as many as its tokens need.
+        """
+        self.num_steps = None
+        if num_steps is not None:
+            self.num_steps = torch.as_tensor(num_steps, device=self.ids.device).expand(self.ids.shape[0])
         self.rows = self.is_alive.nonzero()[:, 0]
         self.rows = self.rows[self.is_masked(start, end).any(-1)]
 
@@ -96,9 +110,7 @@ class Canvas:
         """Write tokens into columns start..end-1 of the active rows; three tensors [active, end - start]."""
         columns = slice(start, end)
         self.ids[self.rows, columns] = torch.where(is_committed, candidates, self.ids[self.rows, columns])
-        self.confidence[self.rows, columns] = torch.where(
-            is_committed, confidence, self.confidence[self.rows, columns]
-        )
+        self.confidence[self.rows, columns] = torch.where(is_committed, confidence, self.confidence[self.rows, columns])
 
     def mask_again(self, start: int, end: int, is_doubted: Tensor) -> None:
         """Mask committed tokens again; bool [active, end - start]."""
@@ -161,12 +173,18 @@ def share_out(total: int, num_parts: int) -> list[int]:
     return [quotient + (part < remainder) for part in range(num_parts)]
 
 
-def make_blocks(windows: list[tuple[int, int]], steps: Optional[int]) -> list[Block]:
+def make_windows(start: int, end: int, block_length: int) -> list[tuple[int, int]]:
+    """Cut columns start..end-1 into windows of `block_length`; the last one may be shorter."""
+    return [(first, min(first + block_length, end)) for first in range(start, end, block_length)]
+
+
+def make_blocks(windows: list[tuple[int, int]], steps: Optional[int], is_scheduled: bool = False) -> list[Block]:
     """Share the denoising steps over the blocks.
 
     Args:
         windows: (first column, end column) of each block, from left to right.
         steps: denoising steps in all; None for as many as the tokens need.
+        is_scheduled: whether every block needs a number of steps; with `steps=None` it is then one per column.
 
     Returns:
         (first column, end column, steps or None) of each block.
@@ -175,7 +193,7 @@ def make_blocks(windows: list[tuple[int, int]], steps: Optional[int]) -> list[Bl
         ValueError: if there are fewer steps than blocks.
     """
     if steps is None:
-        return [(start, end, None) for start, end in windows]
+        return [(start, end, end - start if is_scheduled else None) for start, end in windows]
     if steps < len(windows):
         raise ValueError(
             f"`steps` must be at least the number of blocks ({len(windows)}), got {steps}; "

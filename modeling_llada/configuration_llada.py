@@ -185,7 +185,9 @@ class LLaDAConfig(PretrainedConfig):
                 f"`n_kv_heads` must divide `n_heads`, got n_kv_heads={self.n_kv_heads}, n_heads={self.n_heads}."
             )
         if self.multi_query_attention and self.n_kv_heads != 1:
-            raise ValueError(f"`multi_query_attention=True` needs `n_kv_heads=1`, got {self.n_kv_heads}; pass one of them.")
+            raise ValueError(
+                f"`multi_query_attention=True` needs `n_kv_heads=1`, got {self.n_kv_heads}; pass one of them."
+            )
         if self.embedding_size < self.vocab_size:
             raise ValueError(
                 f"`embedding_size` must be at least `vocab_size` ({self.vocab_size}), got {self.embedding_size}."

@@ -151,7 +151,9 @@ def mask_exact_count(is_maskable: Tensor, counts: Tensor, uniforms: Tensor) -> T
         Masked positions; bool [batch, seq], exactly `counts` per row.
     """
     order = uniforms.masked_fill(~is_maskable, torch.inf).argsort(dim=-1, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
     return (rank < counts[:, None]) & is_maskable
 
 

@@ -172,6 +172,16 @@ class LLaDAGenerationConfig(GenerationConfig):
         return _as_tuple(self.eos_token_id)
 
     @property
+    def longest_block(self) -> int:
+        """Columns of the answer's longest block."""
+        return min(self.block_length, self.max_new_tokens or self.block_length)
+
+    @property
+    def visible_suffix(self) -> Optional[int]:
+        """Masked columns that a block sees after it; None is all of them."""
+        return 0 if self.max_new_tokens is None else self.suffix_window
+
+    @property
     def commit_rule(self) -> CommitRule:
         """The parallel rule, or the plain schedule."""
         for name, rule in COMMIT_RULES.items():
@@ -187,6 +197,30 @@ class LLaDAGenerationConfig(GenerationConfig):
         """
         current = {name: getattr(self, name) for name in DEFAULTS}
         return LLaDAGenerationConfig(**{**current, **known_options(options)})
+
+    def completed(self, model_config: Any) -> "LLaDAGenerationConfig":
+        """A copy in which ids that nobody gave are the model's.
+
+        Raises:
+            ValueError: for an id that an option needs and that the model's config does not give either.
+        """
+        names = ("mask_token_id", "eos_token_id", "pad_token_id", "eot_token_id")
+        unset = [name for name in names if getattr(self, name) is None]
+        config = self.updated(**{name: getattr(model_config, name, None) for name in unset})
+        needs = {
+            "mask_token_id": "generation",
+            "eos_token_id": "stop_at_eos" if self.stop_at_eos else "logits_eos_inf" if self.logits_eos_inf else None,
+            "pad_token_id": "stop_at_eos" if self.stop_at_eos else None,
+        }
+        if self.confidence_eos_eot_inf:
+            needs["eos_token_id"] = needs["eot_token_id"] = "confidence_eos_eot_inf"
+        for name, reason in needs.items():
+            if reason is not None and getattr(config, name) is None:
+                raise ValueError(
+                    f"`{name}` is needed for `{reason}`, but neither the call, nor the generation config, nor the "
+                    f"model's config gives it; pass `{name}`."
+                )
+        return config
 
     def to_diff_dict(self) -> dict[str, Any]:
         """All options, so that a file shows what is in force under every version of transformers."""

@@ -14,16 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
-from .cache_llada import WindowPolicy
-from .canvas_llada import Block, Canvas, Reporter, make_blocks
+from .canvas_llada import Block, Canvas, make_blocks, make_windows
 from .diffusion_llada import Generators, draw_uniform
 from .generation_config_llada import LLaDAGenerationConfig
-from .unmasking_llada import CommitRule, Proposer, least_confident, schedule_share
-
-logger = logging.get_logger(__name__)
+from .plan_llada import Plan
+from .prompt_llada import check_no_masks, check_prompt
+from .unmasking_llada import least_confident, schedule_share
 
 
 @dataclass
@@ -42,35 +40,6 @@ class LLaDAGenerationOutput(ModelOutput):
     num_forward_passes: Optional[Tensor] = None
     tokens_per_forward: Optional[Tensor] = None
     history: Optional[tuple[Tensor, ...]] = None
-
-
-@dataclass
-class Plan:
-    """The parts of one call, made once.
-
-    Attributes:
-        config: the settled options.
-        blocks: (first column, end column, denoising steps or None), from left to right.
-        proposer: logits to candidates and confidences.
-        rule: confidences to the tokens to commit.
-        windows: which columns each pass computes, and the cache that serves the others.
-        logits_processor: further processors, called as (canvas of each scored position, logits).
-        stopping_criteria: called after every block as (ids up to the block's end, None).
-        reporter: told of every step and every finished block.
-        num_passes: passes that each row took part in so far; int64 [batch].
-        num_committed: tokens committed in each row so far; int64 [batch].
-    """
-
-    config: LLaDAGenerationConfig
-    blocks: list[Block]
-    proposer: Proposer
-    rule: CommitRule
-    windows: WindowPolicy
-    logits_processor: LogitsProcessorList
-    stopping_criteria: StoppingCriteriaList
-    reporter: Reporter
-    num_passes: Tensor
-    num_committed: Tensor
 
 
 class LLaDAGenerationMixin(GenerationMixin):
@@ -156,11 +125,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         # 1. Settle the options.
         config = self._settle_options(generation_config, options)
         attention_mask = self._check_prompt(input_ids, attention_mask, config)
-        if (input_ids == config.mask_token_id).any():
-            raise ValueError(
-                f"`input_ids` holds the mask token ({config.mask_token_id}); `generate` appends its own masks. "
-                "To fill masks where they stand, call `infill`."
-            )
+        check_no_masks(input_ids, config.mask_token_id)
         # 2. Build the canvas.
         start = input_ids.shape[1]
         end = start + (config.max_new_tokens or self._longest_answer(config, start))
@@ -169,11 +134,12 @@ class LLaDAGenerationMixin(GenerationMixin):
             attention_mask = F.pad(attention_mask, (0, end - start), value=True)
         canvas = Canvas.build(ids, config.mask_token_id, attention_mask, generator, answer_start=start)
         # 3. Make the parts.
-        windows = [(first, min(first + config.block_length, end)) for first in range(start, end, config.block_length)]
-        blocks = make_blocks(windows, config.steps)
-        plan = self._make_plan(canvas, config, blocks, logits_processor, stopping_criteria, streamer)
+        windows = make_windows(start, end, config.block_length)
+        blocks = make_blocks(windows, config.steps, is_scheduled=config.remask_rate > 0)
+        num_layers = self.config.num_hidden_layers
+        plan = Plan.make(canvas, config, num_layers, logits_processor, stopping_criteria, streamer)
         # 4. to 8.
-        return self._denoise(canvas, plan)
+        return self._denoise(canvas, plan, blocks)
 
     @torch.no_grad()
     def infill(
@@ -220,11 +186,10 @@ class LLaDAGenerationMixin(GenerationMixin):
         columns = is_masked.any(0).nonzero()[:, 0].tolist()
         start, end = columns[0], columns[-1] + 1
         block_length = config.block_length if "block_length" in options else end - start
-        windows = [(first, min(first + block_length, end)) for first in range(start, end, block_length)]
-        windows = [window for window in windows if is_masked[:, slice(*window)].any()]
-        blocks = make_blocks(windows, config.steps)
-        plan = self._make_plan(canvas, config, blocks, logits_processor, None, streamer)
-        return self._denoise(canvas, plan)
+        windows = [w for w in make_windows(start, end, block_length) if is_masked[:, slice(*w)].any()]
+        blocks = make_blocks(windows, config.steps, is_scheduled=config.remask_rate > 0)
+        plan = Plan.make(canvas, config, self.config.num_hidden_layers, logits_processor, streamer=streamer)
+        return self._denoise(canvas, plan, blocks)
 
     def _longest_answer(self, config: LLaDAGenerationConfig, prompt_length: int) -> int:
         """Room for an answer that grows until it ends."""
@@ -243,112 +208,18 @@ class LLaDAGenerationMixin(GenerationMixin):
         config = self.generation_config
         if generation_config is not None:
             config = LLaDAGenerationConfig.from_generation_config(generation_config)
-        config = config.updated(**options)
-        for name in ("mask_token_id", "eos_token_id", "pad_token_id", "eot_token_id"):
-            if getattr(config, name) is None:
-                setattr(config, name, getattr(self.config, name, None))
-        needs = {
-            "mask_token_id": "generation",
-            "eos_token_id": "stop_at_eos" if config.stop_at_eos else "logits_eos_inf" if config.logits_eos_inf else None,
-            "pad_token_id": "stop_at_eos" if config.stop_at_eos else None,
-        }
-        if config.confidence_eos_eot_inf:
-            needs["eos_token_id"] = needs["eot_token_id"] = "confidence_eos_eot_inf"
-        for name, reason in needs.items():
-            if reason is not None and getattr(config, name) is None:
-                raise ValueError(
-                    f"`{name}` is needed for `{reason}`, but neither the call, nor the generation config, nor the "
-                    f"model's config gives it; pass `{name}`."
-                )
-        return config
+        return config.updated(**options).completed(self.config)
 
     def _check_prompt(
         self, input_ids: Optional[Tensor], attention_mask: Optional[Tensor], config: LLaDAGenerationConfig
     ) -> Optional[Tensor]:
-        """Refuse ids that cannot be a prompt; return the padding mask as bool, or None if nothing is padded."""
-        if input_ids is None or input_ids.dim() != 2 or input_ids.numel() == 0:
-            shape = None if input_ids is None else tuple(input_ids.shape)
-            raise ValueError(f"`input_ids` must hold at least one token per row, int64 [batch, seq], got {shape}.")
-        lowest, highest = int(input_ids.min()), int(input_ids.max())
-        if lowest < 0 or highest >= self.config.embedding_size:
-            raise ValueError(
-                f"`input_ids` must lie in the vocabulary, 0..{self.config.embedding_size - 1}, got {lowest}..{highest}; "
-                "was the text encoded with another model's tokenizer?"
-            )
-        if (input_ids == config.mask_token_id).all(-1).any():
-            raise ValueError(
-                "`input_ids` has a row that is nothing but mask tokens; give every row at least one real token, "
-                "for instance the beginning-of-text token."
-            )
-        if attention_mask is None:
-            self._warn_of_padding(input_ids, config)
-            return None
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
-                f"{tuple(attention_mask.shape)}."
-            )
-        attention_mask = attention_mask.bool()
-        is_empty = ~attention_mask.any(-1)
-        if is_empty.any():
-            raise ValueError(
-                f"Row {int(is_empty.nonzero()[0])} of `attention_mask` is all padding; leave empty prompts out, or start "
-                "them with the beginning-of-text token."
-            )
-        return None if attention_mask.all() else attention_mask
+        special_ids = (config.mask_token_id, config.pad_token_id)
+        return check_prompt(input_ids, attention_mask, self.config.embedding_size, *special_ids)
 
-    def _warn_of_padding(self, input_ids: Tensor, config: LLaDAGenerationConfig) -> None:
-        edges = input_ids[:, [0, -1]]
-        if input_ids.shape[0] > 1 and config.pad_token_id is not None and (edges == config.pad_token_id).any():
-            logger.warning_once(
-                f"`input_ids` begins or ends with the padding token ({config.pad_token_id}) in some rows, and no "
-                "`attention_mask` was given: padding is read as text. Pass the tokenizer's `attention_mask`."
-            )
-
-    def _make_plan(
-        self,
-        canvas: Canvas,
-        config: LLaDAGenerationConfig,
-        blocks: list[Block],
-        logits_processor: Optional[LogitsProcessorList],
-        stopping_criteria: Optional[StoppingCriteriaList],
-        streamer: Optional[Any],
-    ) -> Plan:
-        last_ids = config.eos_token_ids + (config.eot_token_id,) if config.confidence_eos_eot_inf else ()
-        proposer = Proposer(
-            mask_token_id=config.mask_token_id,
-            measure=config.remasking,
-            needs_entropy=config.commit_rule.needs_entropy,
-            warp=make_warpers(config) if config.samples else None,
-            suppressed_ids=config.eos_token_ids if config.logits_eos_inf else (),
-            last_ids=last_ids,
-        )
-        if stopping_criteria and config.pad_token_id is None:
-            raise ValueError("`pad_token_id` is needed for `stopping_criteria`, to fill stopped rows; pass it.")
-        return Plan(
-            config=config,
-            blocks=blocks,
-            proposer=proposer,
-            rule=config.commit_rule,
-            windows=WindowPolicy(
-                cache=config.cache,
-                num_layers=self.config.num_hidden_layers,
-                refresh_interval=config.refresh_interval,
-                prompt_length=canvas.answer_start if config.freeze_prompt else 0,
-                suffix_window=0 if config.max_new_tokens is None else config.suffix_window,
-                num_copies=2 if config.cfg_scale > 0 else 1,
-            ),
-            logits_processor=LogitsProcessorList(logits_processor or ()),
-            stopping_criteria=StoppingCriteriaList(stopping_criteria or ()),
-            reporter=Reporter(canvas, streamer, config.output_history),
-            num_passes=torch.zeros_like(canvas.rows),
-            num_committed=torch.zeros_like(canvas.rows),
-        )
-
-    def _denoise(self, canvas: Canvas, plan: Plan) -> Union[Tensor, LLaDAGenerationOutput]:
+    def _denoise(self, canvas: Canvas, plan: Plan, blocks: list[Block]) -> Union[Tensor, LLaDAGenerationOutput]:
         """Fill the canvas block by block: steps 4 to 8 of `generate`."""
         end = canvas.ids.shape[1]
-        for start, end, num_steps in plan.blocks:
+        for start, end, num_steps in blocks:
             self._denoise_block(canvas, plan, start, end, num_steps)
             plan.reporter.block_done(end)
             if plan.stopping_criteria:
@@ -370,12 +241,15 @@ class LLaDAGenerationMixin(GenerationMixin):
             history=None if history is None else tuple(history),
         )
 
-    def _denoise_block(self, canvas: Canvas, plan: Plan, start: int, end: int, num_steps: Optional[int]) -> None:
-        """Denoise columns start..end-1 in at most `num_steps` passes (None: as many as the tokens need)."""
+    def _denoise_block(
+        self, canvas: Canvas, plan: Plan, start: int, end: int, num_steps: Union[int, list[int], None]
+    ) -> None:
+        """Denoise columns start..end-1 in at most `num_steps` passes, which may differ between rows.
+
+        None is as many as the tokens need.
+        """
         config = plan.config
-        if config.remask_rate and num_steps is None:
-            num_steps = end - start
-        canvas.start_block(start, end)
+        canvas.start_block(start, end, num_steps)
         num_columns = plan.windows.visible_end(end, canvas.ids.shape[1])
         plan.windows.start_block(canvas.rows, num_columns)
         step = 0
@@ -383,7 +257,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             # 4. Share the masks over the steps left.
             is_masked = canvas.is_masked(start, end)
             num_masked = is_masked.sum(-1)
-            at_least = torch.ones_like(num_masked) if num_steps is None else schedule_share(num_masked, num_steps - step)
+            steps_left = None if canvas.num_steps is None else canvas.num_steps[canvas.rows] - step
+            at_least = torch.ones_like(num_masked) if steps_left is None else schedule_share(num_masked, steps_left)
             # 5. Run the model.
             logits = self._score(canvas, plan, is_masked, step, start, end, num_columns)
             # 6. Choose candidates and commit the most confident.
@@ -391,9 +266,10 @@ class LLaDAGenerationMixin(GenerationMixin):
             confidence = _on_grid(confidence, is_masked, -torch.inf)
             is_committed = plan.rule(confidence, at_least, _on_grid(entropies, is_masked, 0.0))
             canvas.commit(start, end, is_committed, _on_grid(candidates, is_masked, 0), confidence)
-            if config.remask_rate and step + 1 < num_steps:
+            if config.remask_rate:
                 earlier = canvas.confidence[canvas.rows, start:end].masked_fill(is_committed, torch.inf)
-                canvas.mask_again(start, end, least_confident(earlier, config.remask_rate))
+                is_doubted = least_confident(earlier, config.remask_rate) & (steps_left > 1)[:, None]
+                canvas.mask_again(start, end, is_doubted)
             plan.num_passes[canvas.rows] += 1
             plan.num_committed[canvas.rows] += num_masked - canvas.is_masked(start, end).sum(-1)
             plan.windows.pass_done()
@@ -415,14 +291,14 @@ class LLaDAGenerationMixin(GenerationMixin):
         ids = canvas.ids[rows, first:last]
         attention_mask = None if canvas.attention_mask is None else canvas.attention_mask[rows, :num_columns]
         position_ids = None if canvas.position_ids is None else canvas.position_ids[rows, first:last]
-        if position_ids is None and cache is not None:
-            position_ids = torch.arange(first, last, device=ids.device)[None]
         is_scored = F.pad(is_masked, (start - first, last - end))
         if cfg_scale > 0:
             ids = torch.cat((ids, ids.masked_fill(canvas.is_given[rows, first:last], canvas.mask_token_id)))
             is_scored = torch.cat((is_scored, is_scored))
-            if canvas.attention_mask is not None:
-                attention_mask, position_ids = attention_mask.repeat(2, 1), position_ids.repeat(2, 1)
+            attention_mask = None if attention_mask is None else attention_mask.repeat(2, 1)
+            position_ids = None if position_ids is None else position_ids.repeat(2, 1)
+        if position_ids is None and cache is not None:
+            position_ids = torch.arange(first, last, device=ids.device)[None]
         inputs = {"input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
         inputs |= {"past_key_values": cache, "logits_window": (start - first, end - first)}
         if plan.config.compile:
@@ -439,14 +315,19 @@ class LLaDAGenerationMixin(GenerationMixin):
         return logits
 
     def _draws(self, canvas: Canvas, plan: Plan, is_masked: Tensor) -> tuple[Optional[Tensor], Optional[Tensor]]:
-        """Uniforms for the candidates and for a random order, at the masked positions, where they are needed."""
+        """Uniforms for the candidates and for a random order, at the masked positions, where they are needed.
+
+        A row draws for a whole block at every step, also in a shorter last one, so that its numbers depend neither on
+        what its neighbours commit nor on the lengths of their blocks.
+        """
+        is_masked = F.pad(is_masked, (0, max(0, plan.config.longest_block - is_masked.shape[1])))
         candidate_draws = self._draw(canvas, is_masked) if plan.config.samples else None
         order_draws = self._draw(canvas, is_masked) if plan.config.remasking == "random" else None
         return candidate_draws, order_draws
 
     @staticmethod
     def _draw(canvas: Canvas, is_masked: Tensor) -> Tensor:
-        """One uniform per masked position. Every row draws for its whole block, so that rows stay independent."""
+        """One uniform per masked position, drawn for all positions."""
         return draw_uniform(tuple(is_masked.shape), canvas.active_generator(), is_masked.device)[is_masked]
 
 
@@ -454,18 +335,6 @@ class LLaDAGenerationMixin(GenerationMixin):
 def compiled_forward(model_class: type) -> Callable:
     """The compiled `forward` of a model class, to be called with the model; models of a class share its graphs."""
     return torch.compile(model_class.forward)
-
-
-def make_warpers(config: LLaDAGenerationConfig) -> LogitsProcessorList:
-    """The distribution to draw from: temperature, then top-k, then top-p, as transformers defines them."""
-    warpers = LogitsProcessorList()
-    if config.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(config.temperature)))
-    if config.top_k is not None:
-        warpers.append(TopKLogitsWarper(config.top_k))
-    if config.top_p is not None and config.top_p < 1:
-        warpers.append(TopPLogitsWarper(config.top_p))
-    return warpers
 
 
 def _on_grid(values: Optional[Tensor], is_masked: Tensor, fill: float) -> Optional[Tensor]:

@@ -8,7 +8,8 @@ H query heads, V vocabulary (`embedding_size`).
 """
 
 import math
-from typing import Any, Callable, Optional, Union
+from collections.abc import Callable
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -292,7 +293,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError(
-                f"`output_attentions=True` needs `attn_implementation=\"eager\"`, got "
+                f'`output_attentions=True` needs `attn_implementation="eager"`, got '
                 f"{self.config._attn_implementation!r}; load the model with "
                 f'`from_pretrained(..., attn_implementation="eager")`.'
             )
@@ -433,13 +434,14 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         """
         if use_cache or not (past_key_values is None or hasattr(past_key_values, "set_window")):
             raise ValueError(
-                "`use_cache=True` and the caches of transformers are not supported by `forward`: every position attends "
-                "to every other one, so no key is final before the text is. Leave them out; `generate` has "
+                "`use_cache=True` and the caches of transformers are not supported by `forward`: every position "
+                "attends to every other one, so no key is final before the text is. Leave them out; `generate` has "
                 '`cache="prefix"` and `cache="dual"`.'
             )
         if labels is not None and (logits_positions is not None or logits_window is not None):
             raise ValueError(
-                "`labels` need the logits of all positions; pass either `labels`, or `logits_positions` and your own loss."
+                "`labels` need the logits of all positions; pass either `labels`, or `logits_positions` and your own "
+                "loss."
             )
         outputs = self.model(
             input_ids=input_ids,

@@ -40,8 +40,11 @@ HUB_ORDER = [
     "canvas_llada",
     "tokenization_llada",
     "generation_config_llada",
+    "prompt_llada",
+    "plan_llada",
     "generation_llada",
     "modeling_llada",
+    "batching_llada",
 ]
 HUB_LEAVES = {
     "configuration_llada",

@@ -3,9 +3,9 @@
     python examples/llada_tiny/write_card.py --run runs/llada-tiny --data runs/llada-tiny-data \
         --output checkpoints/llada-tiny
 
-`--run` is the output folder of `llada train pretrain`, or one of the checkpoints in it; `--data` that of
-`prepare_data.py`. The card's numbers come from these two, its samples and its evaluation from the weights as they are
-saved; nothing is picked by hand.
+`--run` names the output folder of `llada train pretrain`, or one of the checkpoints in it; several for a training in
+stages, in their order, of which the last is saved. `--data` is the folder of `prepare_data.py`. The card's numbers come
+from these, its samples and its evaluation from the weights as they are saved; nothing is picked by hand.
 """
 
 import argparse
@@ -16,12 +16,15 @@ import os
 import platform
 import shutil
 import tempfile
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
 import transformers
+import yaml
 from huggingface_hub import ModelCard
 from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +38,8 @@ from llada_training import (
 from modeling_llada import LLaDAModelLM
 from modeling_llada.tokenization_llada import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "model_card.md"
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE = ROOT / "model_card.md"
 LOG, CURVE, NOTICE = "training_log.jsonl", "loss_curve.png", "NOTICE.md"
 MAX_BYTES = 16 * 2**20
 # Prompt and answer together stay within the 128 tokens of the training sequences.
@@ -87,22 +91,77 @@ LIMITS = (
     "It was not trained to follow instructions or to hold a conversation, though its tokenizer has a chat template.",
     "It saw sequences of at most 128 tokens; `max_sequence_length` in its config is 512.",
     "English only. Its text is a dictionary, a Bible translation, small talk and quiz facts, with the views and gaps "
-    "of these; some facts are older than today's.",
+    "of these; some quiz facts are out of date.",
     "Coarse words were filtered out of its text by a word list; its answers are not filtered.",
 )
+
+
+@dataclass
+class Stage:
+    """One run of `llada train pretrain`.
+
+    Attributes:
+        args: its options.
+        history: its log.
+        num_steps: optimizer steps done.
+        date: day of its end.
+    """
+
+    args: LLaDAPretrainingConfig
+    history: list[dict]
+    num_steps: int
+    date: datetime.date
+
+    @classmethod
+    def read(cls, run: Path) -> "Stage":
+        """Read what the trainer wrote into a run's folder."""
+        path = run / "trainer_state.json"
+        state = json.loads(path.read_text(encoding="utf-8"))
+        date = datetime.date.fromtimestamp(path.stat().st_mtime)
+        # Our own file, written by the trainer.
+        args = torch.load(run / "training_args.bin", weights_only=False)
+        return cls(args, state["log_history"], state["global_step"], date)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimizer step."""
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.sequence_length
+
+    @property
+    def hours(self) -> float:
+        """Time of the training steps by the logged speed, which also holds for a run that was resumed."""
+        seconds, last_step = 0.0, 0
+        for row in self.history:
+            if "tokens_per_second" in row:
+                seconds += (row["step"] - last_step) * self.step_tokens / row["tokens_per_second"]
+                last_step = row["step"]
+        return seconds / 3600
+
+    @property
+    def command(self) -> str:
+        """The command line: the recipe that names this output folder, and the options that differ from it."""
+        for path in sorted((ROOT / "recipes").glob("*.yaml")):
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if recipe.get("output_dir") == self.args.output_dir:
+                given = {name: plain(getattr(self.args, name)) for name in OPTIONS_SHOWN if name in recipe}
+                changed = [f" --{name} {value}" for name, value in given.items() if value != recipe[name]]
+                return f"llada train pretrain --config recipes/{path.name}" + "".join(changed)
+        return f"llada train pretrain --output_dir {self.args.output_dir}"
 
 
 def main() -> None:
     """Save the model, measure it, let it write, and fill in the card."""
     options = parse_arguments()
-    model, tokenizer = load(options.run)
+    stages = [Stage.read(run) for run in options.run]
+    model, tokenizer = load(options.run[-1])
     options.output.mkdir(parents=True, exist_ok=True)
     save(model, tokenizer, options.output)
-    state = json.loads((options.run / "trainer_state.json").read_text(encoding="utf-8"))
-    write_log(state["log_history"], options.output / LOG)
-    plot_loss_curve(state["log_history"], options.output / CURVE, "Pre-training loss")
+    history = joined_history(stages)
+    write_log(history, options.output / LOG)
+    plot_loss_curve(history, options.output / CURVE, "Pre-training loss")
     shutil.copy(options.data / NOTICE, options.output / NOTICE)
-    card = render_card(card_variables(options, model, tokenizer, state))
+    card = render_card(card_variables(options, model, tokenizer, stages))
     (options.output / "README.md").write_text(card, encoding="utf-8")
     check_folder(options.output)
 
@@ -110,7 +169,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the trained model")
+    parser.add_argument("--run", type=Path, nargs="+", required=True, help="folder of each stage of the training")
     parser.add_argument("--data", type=Path, required=True, help="folder of the training text")
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     parser.add_argument("--machine", default=machine(), help="what it was trained on, in words; this machine if unset")
@@ -134,20 +193,25 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         path.chmod(0o644)
 
 
+def joined_history(stages: list[Stage]) -> list[dict]:
+    """Put the logs one after the other, steps counted through."""
+    history, first_step = [], 0
+    for number, stage in enumerate(stages, start=1):
+        history += [{"stage": number, **row, "step": first_step + row["step"]} for row in stage.history]
+        first_step += stage.num_steps
+    return history
+
+
 def write_log(history: list[dict], path: Path) -> None:
     """Write the log one entry a line, numbers to six digits."""
     lines = [{name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in row.items()} for row in history]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, state: dict) -> dict[str, Any]:
+def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, stages: list[Stage]) -> dict[str, Any]:
     """Gather what the template asks for; see its head for the meaning of each."""
-    # Our own file, written by the trainer.
-    args = torch.load(options.run / "training_args.bin", weights_only=False)
     statistics = json.loads((options.data / "statistics.json").read_text(encoding="utf-8"))
-    date = datetime.date.fromtimestamp((options.run / "trainer_state.json").stat().st_mtime)
-    step_tokens = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.sequence_length
-    steps = state["global_step"]
+    hours = sum(stage.hours for stage in stages)
     return {
         "model_name": "llada-tiny",
         "model_id": options.output.as_posix(),
@@ -160,15 +224,15 @@ def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, stat
         "prompt": COMPLETIONS[0],
         "infill_prompt": INFILLS[0].replace(MASK_GLYPH, "MASK"),
         "chat_question": None,
-        "training_data": describe_data(statistics),
-        "training_commands": commands(args),
-        "training_arguments": {name: plain(getattr(args, name)) for name in OPTIONS_SHOWN},
-        "training_steps": steps,
-        "training_tokens": steps * step_tokens,
-        "compute": f"{options.machine}. {training_hours(state, step_tokens):.1f} hours in training steps; {date}.",
+        "training_data": describe_data(statistics) + describe_stages(stages),
+        "training_commands": commands(stages),
+        "training_arguments": {name: values_of(name, stages) for name in OPTIONS_SHOWN},
+        "training_steps": sum(stage.num_steps for stage in stages),
+        "training_tokens": sum(stage.num_steps * stage.step_tokens for stage in stages),
+        "compute": f"{options.machine}. {hours:.1f} hours in training steps; {stages[-1].date}.",
         "loss_curve": CURVE,
         "training_log": LOG,
-        "evaluation": evaluate(model, tokenizer, options.data / "validation.jsonl", args.sequence_length),
+        "evaluation": evaluate(model, tokenizer, options.data / "validation.jsonl", stages[-1].args),
         "evaluation_method": f"The bfloat16 weights of this folder on {statistics['validation']['all']['documents']:,} "
         "held-out documents, by `LLaDAPretrainingTrainer.evaluate`: every sequence is masked once, its share of "
         f"masked tokens spread evenly over (0, 1]. {machine()}, {datetime.date.today()}.",
@@ -210,12 +274,37 @@ def describe_data(statistics: dict) -> str:
     return "\n".join(rows) + "\n\n" + after
 
 
-def commands(args: Any) -> list[str]:
-    """The two commands that made the model; the recipe's number of epochs may have been overridden."""
-    return [
-        "python examples/llada_tiny/prepare_data.py --output runs/llada-tiny-data",
-        f"llada train pretrain --config recipes/tiny-pretrain.yaml --num_train_epochs {args.num_train_epochs:g}",
-    ]
+def describe_stages(stages: list[Stage]) -> str:
+    """Say what each stage read, if there are several."""
+    if len(stages) == 1:
+        return ""
+    lines = ["", "", "The training has stages:", ""]
+    for number, stage in enumerate(stages, start=1):
+        files = Counter(Path(source).name for source in stage.args.train_data or [])
+        read = ", ".join(f"{name}{f' {copies} times' if copies > 1 else ''}" for name, copies in files.items())
+        lines.append(f"{number}. {read}: {stage.num_steps:,} steps")
+    if reads_plain(stages):
+        lines += ["", "plain.jsonl is what `select_plain.py` takes of corpus.jsonl: text in common words, quiz facts."]
+    return "\n".join(lines)
+
+
+def reads_plain(stages: list[Stage]) -> bool:
+    """Whether any stage reads the selection of `select_plain.py`."""
+    return any(Path(source).name == "plain.jsonl" for stage in stages for source in stage.args.train_data or [])
+
+
+def commands(stages: list[Stage]) -> list[str]:
+    """The commands that made the model."""
+    lines = ["python examples/llada_tiny/prepare_data.py --output runs/llada-tiny-data"]
+    if reads_plain(stages):
+        lines.append("python examples/llada_tiny/select_plain.py --data runs/llada-tiny-data")
+    return lines + [stage.command for stage in stages]
+
+
+def values_of(name: str, stages: list[Stage]) -> str:
+    """An option's value, or its values in the order of the stages."""
+    values = [str(plain(getattr(stage.args, name))) for stage in stages]
+    return values[0] if len(set(values)) == 1 else ", then ".join(values)
 
 
 def plain(value: Any) -> Any:
@@ -223,26 +312,16 @@ def plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def training_hours(state: dict, step_tokens: int) -> float:
-    """Add up the time of the training steps from the logged speed, which also holds for a run that was resumed."""
-    seconds, last_step = 0.0, 0
-    for row in state["log_history"]:
-        if "tokens_per_second" in row:
-            seconds += (row["step"] - last_step) * step_tokens / row["tokens_per_second"]
-            last_step = row["step"]
-    return seconds / 3600
-
-
-def evaluate(model: Any, tokenizer: Any, path: Path, sequence_length: int) -> list[tuple[str, str]]:
+def evaluate(model: Any, tokenizer: Any, path: Path, args: LLaDAPretrainingConfig) -> list[tuple[str, str]]:
     """Measure the loss on held-out text."""
     documents = load_documents([str(path)])
     vocab_size, mask_token_id = model.config.embedding_size, model.config.mask_token_id
-    packed = pack_documents(documents, tokenizer, sequence_length, vocab_size, mask_token_id)
+    packed = pack_documents(documents, tokenizer, args.sequence_length, vocab_size, mask_token_id)
     with tempfile.TemporaryDirectory() as scratch:
-        args = LLaDAPretrainingConfig(
+        here = LLaDAPretrainingConfig(
             output_dir=scratch, per_device_eval_batch_size=64, report_to="none", disable_tqdm=True
         )
-        metrics = LLaDAPretrainingTrainer(model, args, eval_dataset=packed, processing_class=tokenizer).evaluate()
+        metrics = LLaDAPretrainingTrainer(model, here, eval_dataset=packed, processing_class=tokenizer).evaluate()
     loss = metrics["eval_loss"]
     rows = [
         ("loss, an upper bound of -log p (nats per token)", f"{loss:.3f}"),

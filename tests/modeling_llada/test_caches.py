@@ -94,22 +94,17 @@ def forward_lengths(model: LLaDAModelLM, monkeypatch: pytest.MonkeyPatch, **opti
 
 @pytest.mark.parametrize("rule", RULES[1:], ids=str)
 def test_a_rule_with_steps_never_needs_more_passes_than_steps(tiny_model, rule) -> None:
-    output = tiny_model.generate(
-        prompts(3, 7), max_new_tokens=24, block_length=8, steps=6, stop_at_eos=False, return_dict_in_generate=True, **rule
-    )  # fmt: skip
+    options = {"max_new_tokens": 24, "block_length": 8, "stop_at_eos": False, "return_dict_in_generate": True}
+    output = tiny_model.generate(prompts(3, 7), steps=6, **options, **rule)
     assert (output.num_forward_passes <= 6).all()
     assert (output.sequences != MASK).all()
 
 
 def test_rows_of_a_batch_finish_their_blocks_at_their_own_pace(tiny_model) -> None:
-    output = tiny_model.generate(
-        prompts(6, 7), max_new_tokens=24, block_length=8, threshold=0.08, stop_at_eos=False, return_dict_in_generate=True
-    )  # fmt: skip
+    options = {"max_new_tokens": 24, "block_length": 8, "stop_at_eos": False, "return_dict_in_generate": True}
+    output = tiny_model.generate(prompts(6, 7), threshold=0.08, **options)
     assert len(set(output.num_forward_passes.tolist())) > 1
-    alone = tiny_model.generate(
-        prompts(6, 7)[3:4], max_new_tokens=24, block_length=8, threshold=0.08, stop_at_eos=False,
-        return_dict_in_generate=True,
-    )  # fmt: skip
+    alone = tiny_model.generate(prompts(6, 7)[3:4], threshold=0.08, **options)
     assert alone.num_forward_passes[0] == output.num_forward_passes[3]
     assert torch.allclose(output.tokens_per_forward, 24 / output.num_forward_passes)
 
@@ -158,11 +153,15 @@ def test_self_correction_changes_committed_tokens_and_needs_no_more_passes(tiny_
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
-def test_a_compiled_model_gives_the_same_tokens_and_is_not_compiled_again_per_step(tiny_model, cache, monkeypatch) -> None:
+def test_a_compiled_model_gives_the_same_tokens_and_is_not_compiled_again_per_step(
+    tiny_model, cache, monkeypatch
+) -> None:
     counter = torch._dynamo.testing.CompileCounter()
     torch._dynamo.reset()
     monkeypatch.setattr(
-        generation_llada, "compiled_forward", functools.lru_cache(lambda cls: torch.compile(cls.forward, backend=counter))
+        generation_llada,
+        "compiled_forward",
+        functools.lru_cache(lambda cls: torch.compile(cls.forward, backend=counter)),
     )
     options = {"max_new_tokens": 24, "block_length": 8, "stop_at_eos": False, "cache": cache}
     plain = tiny_model.generate(prompts(1, 7), **options)

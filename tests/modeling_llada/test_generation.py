@@ -5,9 +5,16 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, MaxTimeCriteria, PreTrainedTokenizerFast, StoppingCriteriaList, TextStreamer
+from transformers import (
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    PreTrainedTokenizerFast,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 import modeling_llada.generation_llada as generation_llada
+import modeling_llada.prompt_llada as prompt_llada
 import modeling_llada.unmasking_llada as unmasking_llada
 from modeling_llada import LLaDAGenerationConfig, LLaDAModelLM
 
@@ -112,7 +119,13 @@ OPTIONS = [
     {"cache": "dual", "freeze_prompt": True, "factor": 2.0, "cfg_scale": 0.5},
     {"cache": "prefix", "freeze_prompt": True, "refresh_interval": 3},
     {"suffix_window": 0},
-    {"cache": "dual", "threshold": 0.1, "stop_at_eos": True, "eos_token_id": list(range(0, 480, 7)), "temperature": 1.0},
+    {
+        "cache": "dual",
+        "threshold": 0.1,
+        "stop_at_eos": True,
+        "eos_token_id": list(range(0, 480, 7)),
+        "temperature": 1.0,
+    },
     {"stop_at_eos": True},
     {"stop_at_eos": True, "eos_token_id": [3, 9, 30, 77, 200, 310, 404, 481], "temperature": 1.0},
 ]
@@ -445,7 +458,7 @@ def test_ids_that_nobody_gave_are_asked_for(toy_model) -> None:
 
 
 def test_padding_without_an_attention_mask_is_warned_of(tiny_model, caplog) -> None:
-    generation_llada.logger.warning_once.cache_clear()
-    generation_llada.logger.propagate = True
+    prompt_llada.logger.warning_once.cache_clear()
+    prompt_llada.logger.propagate = True
     tiny_model.generate(torch.tensor([[EOS, 5], [6, 7]]), max_new_tokens=2)
     assert "no `attention_mask` was given" in caplog.text

@@ -66,7 +66,9 @@ def test_last_tokens_are_proposed_with_no_confidence() -> None:
 
 
 def test_random_remasking_takes_its_draws_as_confidence() -> None:
-    candidates, confidence, _ = Proposer(mask_token_id=MASK, measure="random")(LOGITS.clone(), None, torch.tensor([0.7]))
+    candidates, confidence, _ = Proposer(mask_token_id=MASK, measure="random")(
+        LOGITS.clone(), None, torch.tensor([0.7])
+    )
     assert candidates.tolist() == [0]
     assert confidence.tolist() == pytest.approx([0.7])
 

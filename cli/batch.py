@@ -1,0 +1,212 @@
+"""`llada generate --input --output`: answers a file of prompts, with one process or several."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from modeling_llada import LLaDAAnswer, generate_many
+from modeling_llada.generation_config_llada import DEFAULTS
+from modeling_llada.tokenization_llada import encode_chat
+
+from .answer_file import AnswerFile
+from .display import cut_at_stop
+from .generate import active_stop_ids, decode_answer, load_with_notice, open_length
+from .loading import Checkpoint
+from .prompt_file import PromptFile, PromptLine, read_prompt_file
+
+# Values of each tensor that enter a checkpoint's digest: enough that any training shows.
+NUM_DIGEST_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that share the work, as torchrun and `accelerate launch` number them."""
+
+    rank: int
+    local_rank: int
+    num_processes: int
+
+    @classmethod
+    def from_environment(cls) -> "Process":
+        """Read the variables RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process."""
+        rank, num_processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        return cls(rank, int(os.environ.get("LOCAL_RANK", rank)), num_processes)
+
+    def device(self, name: str | None) -> str | None:
+        """Return the GPU of this process, unless the user named one or there is none."""
+        if self.num_processes == 1 or name not in (None, "cuda") or not torch.cuda.is_available():
+            return name
+        return f"cuda:{self.local_rank % torch.cuda.device_count()}"
+
+
+def answer_file(
+    input_file: Path,
+    output_file: Path,
+    model_options: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    chat: bool = False,
+    batch_size: int = 8,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Answer every prompt of a file; after a kill, the same call goes on where it ended.
+
+    Args:
+        input_file: see `read_prompt_file`.
+        output_file: gets a JSON line for every prompt: `index`, the prompt's line from 0; what the line held; `answer`,
+            `forward_passes`, `tokens`. See `answer_file.py` for the order and the other files.
+        model_options: arguments of `load_checkpoint`.
+        options: options of `generate`, and `seed`: the prompt in line n (from 0) draws with seed + n.
+        chat: put each `prompt` as a user's turn.
+        batch_size: prompts worked on at once, by each process.
+        overwrite: begin anew, whatever `output_file` holds.
+        quiet: show no progress.
+
+    Raises:
+        ValueError: for prompts and options that cannot be answered, and answers of another run.
+        OSError: for files that cannot be read or written.
+    """
+    process = Process.from_environment()
+    if overwrite and process.num_processes > 1:
+        raise ValueError(
+            "`--overwrite` works with one process only, since another may have begun already; delete "
+            f"`{output_file}` and the files beside it that begin with its name instead."
+        )
+    prompts = read_prompt_file(input_file)
+    if output_file.exists() and output_file.samefile(input_file):
+        raise ValueError("`--output` is the file of `--input`; name another.")
+    answers = AnswerFile(output_file, process.rank)
+    model_options = {**model_options, "device": process.device(model_options.get("device"))}
+    checkpoint = load_with_notice(model_options, quiet or process.rank > 0)
+    options = open_length(options)
+    settings = describe_run(prompts, input_file, checkpoint, options, chat)
+    done = set() if overwrite else answers.find(settings)
+    share = prompts.lines[process.rank :: process.num_processes]
+    waiting = [line for line in share if line.index not in done]
+    began = time.perf_counter()
+    # Every mistake of the caller shows here, before anything is written or thrown away.
+    records = answer_lines(checkpoint, waiting, options, batch_size, chat)
+    answers.start(settings, overwrite)
+    with _progress(process, quiet) as progress:
+        task = progress.add_task("Answering", total=len(share), completed=len(share) - len(waiting))
+        for record in records:
+            answers.write(record)
+            progress.advance(task)
+    answers.close()
+    num_missing = answers.put_in_order([line.index for line in prompts.lines])
+    if not quiet:
+        _report(output_file, len(waiting), len(share), num_missing, time.perf_counter() - began)
+
+
+def describe_run(
+    prompts: PromptFile, input_file: Path, checkpoint: Checkpoint, options: dict[str, Any], chat: bool
+) -> dict[str, Any]:
+    """Return all that decides the answers; batch size, processes and device do not.
+
+    Raises:
+        ValueError: for options that `generate` would refuse.
+    """
+    settled = checkpoint.options.updated(**{name: value for name, value in options.items() if name != "seed"})
+    chosen = {name: getattr(settled, name) for name in DEFAULTS}
+    return {
+        "input": {"name": str(input_file), "digest": prompts.digest},
+        "checkpoint": {"name": checkpoint.model.name_or_path, "digest": checkpoint_digest(checkpoint)},
+        "options": {**chosen, "seed": options.get("seed"), "chat": chat},
+    }
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """Tell checkpoints apart by configuration, tokenizer, dtype and a sample of every tensor, wherever they lie."""
+    config = checkpoint.model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    tokenizer: Any = checkpoint.tokenizer
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(str(tokenizer.chat_template).encode())
+    for name, tensor in checkpoint.model.state_dict().items():
+        sample = tensor.flatten()[:: max(1, tensor.numel() // NUM_DIGEST_VALUES)]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {sample.tolist()}".encode())
+    return digest.hexdigest()
+
+
+def answer_lines(
+    checkpoint: Checkpoint, lines: list[PromptLine], options: dict[str, Any], batch_size: int, chat: bool
+) -> Iterator[dict[str, Any]]:
+    """Answer lines; the records come as they finish.
+
+    Raises:
+        ValueError: at once, for options and lines that cannot be answered.
+    """
+    rows = [_encode(checkpoint, line, chat) for line in lines]
+    seed = options.get("seed")
+    try:
+        answers = generate_many(
+            checkpoint.model,
+            rows,
+            batch_size,
+            generation_config=checkpoint.options,
+            seeds=None if seed is None else [seed + line.index for line in lines],
+            **{name: value for name, value in options.items() if name != "seed"},
+        )
+    except ValueError as error:
+        raise ValueError(re.sub(r"^Prompt (\d+)", lambda found: lines[int(found[1])].place, str(error))) from None
+    stop_ids = active_stop_ids(checkpoint, options)
+    return (_to_record(checkpoint, lines[answer.index], answer, stop_ids) for answer in answers)
+
+
+def _encode(checkpoint: Checkpoint, line: PromptLine, chat: bool) -> list[int]:
+    """Encode a line's conversation, or its prompt as it stands or as a user's turn."""
+    tokenizer, messages = checkpoint.tokenizer, line.record.get("messages")
+    if chat and messages is None:
+        messages = [{"role": "user", "content": line.record["prompt"]}]
+    ids = tokenizer(line.record["prompt"])["input_ids"] if messages is None else encode_chat(tokenizer, messages)
+    if tokenizer.mask_token_id in ids:
+        raise ValueError(f"{line.place} holds {tokenizer.mask_token}, which a prompt may not; take it out.")
+    return ids
+
+
+def _to_record(
+    checkpoint: Checkpoint, line: PromptLine, answer: LLaDAAnswer, stop_ids: Iterable[int]
+) -> dict[str, Any]:
+    """Return what is written for a line: what it held, and its answer."""
+    ids = cut_at_stop(answer.ids, stop_ids, checkpoint.tokenizer.mask_token_id)
+    return {
+        "index": line.index,
+        **line.record,
+        "answer": decode_answer(checkpoint, ids),
+        "forward_passes": answer.num_forward_passes,
+        "tokens": len(ids),
+    }
+
+
+def _progress(process: Process, quiet: bool) -> Progress:
+    """Return the bar, which the first process shows for its own share."""
+    share = "" if process.num_processes == 1 else f" (process 1 of {process.num_processes})"
+    columns = (TextColumn("{task.description}" + share), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet or process.rank > 0,
+    )
+
+
+def _report(output_file: Path, num_new: int, num_share: int, num_missing: int, seconds: float) -> None:
+    """Say on stderr what this process did."""
+    before = f" ({num_share - num_new} were there)" if num_new < num_share else ""
+    ending = f", {num_missing} to come from other processes" if num_missing else ""
+    message = f"{num_new} prompts answered in {seconds:.1f} s{before}: {output_file}{ending}"
+    Console(stderr=True).print(message, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,249 @@
+"""What the documents and examples say: their code runs, their tables and names are those of the code."""
+
+import ast
+import doctest
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import pytest
+from huggingface_hub import ModelCard
+
+from modeling_llada.generation_config_llada import DEFAULTS
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE_FOLDERS = ("modeling_llada", "training", "cli", "checkpoints", "examples", "benchmarks")
+DOCUMENTS = ("README.md", "docs/architecture.md", "docs/generation.md", "examples/llada_tiny/README.md")
+REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder in which the documents' relative paths work and nothing of ours is written to."""
+    for name in ("checkpoints", "recipes", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run(*command: str, folder: Path) -> str:
+    """Run a command offline, with the environment's commands on the path, and return what it printed."""
+    binaries = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        "PATH": binaries + os.pathsep + os.environ["PATH"],
+        "HF_HUB_OFFLINE": "1",
+        # Two versions of transformers must not share copies of remote code.
+        "HF_MODULES_CACHE": str(folder / "modules"),
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The document's code blocks in a language, without those marked `no-run`."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def load_script(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/generation.md"])
+def test_the_python_code_of_a_document_runs_from_top_to_bottom(document, folder) -> None:
+    code = blocks(document, "python")
+    assert len(code) >= 2
+    run(sys.executable, "-c", "\n".join(code), folder=folder)
+
+
+@pytest.mark.slow
+def test_the_command_lines_of_the_readme_run(folder) -> None:
+    commands = blocks("README.md", "bash")
+    assert len(commands) == 2
+    output = run("bash", "-e", "-c", "\n".join(commands), folder=folder)
+    assert '"forward_passes"' in output
+    assert (folder / "runs" / "my-text" / "loss_curve.png").exists()
+
+
+@pytest.mark.slow
+def test_the_generation_example_runs(folder) -> None:
+    output = run(sys.executable, str(ROOT / "examples" / "generate.py"), folder=folder)
+    for part in ("Greedy", "passes of the model", "Drawn", "Guided", "Infilled", "Streamed"):
+        assert part in output
+
+
+@pytest.mark.slow
+def test_the_pretraining_example_learns_its_sentences(folder) -> None:
+    output = run(
+        sys.executable,
+        str(ROOT / "examples/pretrain_from_scratch.py"),
+        "--output",
+        "toy",
+        "--steps",
+        "600",
+        folder=folder,
+    )
+    assert "the frog sings beside the pond" in output
+    assert "the owl hunts mice in the dark" in output
+    assert (folder / "toy" / "model.safetensors").exists()
+
+
+def modules_with_examples() -> list[str]:
+    return [path.stem for path in sorted((ROOT / "modeling_llada").glob("*.py")) if ">>> " in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_docstrings_examples_give_what_they_show(name, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    result = doctest.testmod(importlib.import_module(f"modeling_llada.{name}"))
+    assert result.attempted > 0 and result.failed == 0
+
+
+# --- the model card --------------------------------------------------------------------------------------------------
+
+
+def template() -> str:
+    return (ROOT / "model_card.md").read_text(encoding="utf-8")
+
+
+def described_variables() -> set[str]:
+    """The names in the comment at the template's head."""
+    head = template().split("-#}")[0]
+    return set(re.findall(r"^    (\w+)  ", head, flags=re.MULTILINE))
+
+
+def test_the_card_template_describes_every_variable_it_uses_and_no_other() -> None:
+    assert described_variables() == jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(template()))
+
+
+def test_a_card_with_nothing_optional_has_neither_gaps_nor_empty_parts() -> None:
+    needed = {"model_name": "m", "model_id": "me/m", "summary": "A model.", "license": "mit", "prompt": "Once"}
+    variables = {**dict.fromkeys(described_variables()), **needed}
+    render_card = load_script("examples/llada_tiny/write_card.py").render_card
+    card = render_card(variables)
+    headings = re.findall("^#+ .*$", card, flags=re.MULTILINE)
+    assert headings == ["# m", "## Usage", "## Licence and notices", "## Citation"]
+    assert "None" not in card
+    assert "\n\n\n" not in card
+    assert ModelCard(card).data.to_dict()["license"] == "mit"
+    del variables["samples"]
+    with pytest.raises(jinja2.UndefinedError, match="'samples' is undefined"):
+        render_card(variables)
+
+
+@pytest.fixture
+def finished_run(folder) -> tuple[Path, Path]:
+    """The folders of a training run of two steps and of its text."""
+    data = folder / "data"
+    data.mkdir()
+    texts = ["The cat sat on the mat.", "The dog lay on the rug."] * 8
+    for name in ("corpus.jsonl", "validation.jsonl"):
+        (data / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    sizes = {"documents": 1, "characters": 2, "tokens": 3}
+    counts = dict.fromkeys(("wordnet", "bible", "chitchat", "quiz", "all"), sizes)
+    statistics = {"packages": ["a_package"], "corpus": counts, "validation": counts, "corpus_sha256": "0"}
+    (data / "statistics.json").write_text(json.dumps(statistics))
+    (data / "NOTICE.md").write_text("# Notices\n")
+    options = ["--sequence_length", "32", "--max_steps", "2", "--logging_steps", "1", "--output_dir", "run"]
+    run(
+        "llada",
+        "train",
+        "pretrain",
+        "--model",
+        str(REFERENCE),
+        "--train_data",
+        "data/corpus.jsonl",
+        *options,
+        folder=folder,
+    )
+    return folder / "run", data
+
+
+@pytest.mark.slow
+def test_a_finished_run_becomes_a_folder_with_a_card_that_loads_as_the_card_says(finished_run, folder) -> None:
+    script = str(ROOT / "examples" / "llada_tiny" / "write_card.py")
+    run_folder, data = (str(path) for path in finished_run)
+    run(sys.executable, script, "--run", run_folder, "--data", data, "--output", "model", folder=folder)
+    card = ModelCard((folder / "model" / "README.md").read_text(encoding="utf-8"))
+    assert card.data.to_dict()["library_name"] == "transformers"
+    for part in ("Usage", "Training data", "Training procedure", "Evaluation", "Samples", "Limits"):
+        assert f"\n## {part}\n" in card.text
+    for name in re.findall(r"\]\((\S+)\)", card.text):
+        assert (folder / "model" / name).exists()
+    options = json.loads((folder / "model" / "generation_config.json").read_text())
+    assert (options["max_new_tokens"], options["eot_token_id"]) == (64, 491)
+    log = [json.loads(line) for line in (folder / "model" / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log][:2] == [1, 2]
+    usage = re.findall(r"^```python\n(.*?)^```$", card.text, flags=re.DOTALL | re.MULTILINE)
+    assert len(usage) == 2
+    run(sys.executable, "-c", "\n".join(usage), folder=folder)
+
+
+# --- tables, names, links --------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_options_holds_every_option_with_its_default_in_order() -> None:
+    text = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8").split("## Options")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.+) \|$", text, flags=re.MULTILINE)
+    assert [(name, ast.literal_eval(default)) for name, default, _ in rows] == list(DEFAULTS.items())
+
+
+def source_files() -> list[Path]:
+    return [path for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+
+@pytest.fixture(scope="module")
+def defined_names() -> set[str]:
+    """Every function and class of the repository, methods also as `Class.method`."""
+    names = set()
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names |= {f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)}
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                names.add(node.name)
+    return names
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_function_and_class_that_a_document_names_exists(document, defined_names) -> None:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    named = set(re.findall(r"`([\w.]+)\(\)`", text)) | set(re.findall(r"`(LLaDA\w+)`", text)) - {"LLaDAMoEModelLM"}
+    assert named - defined_names - {"post_init"} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_that_a_document_names_or_links_exists(document) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    near = (ROOT / document).parent
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (near / link).exists(), link
+    names = {path.name for path in source_files()}
+    for name in set(re.findall(r"`([\w./-]+\.(?:py|yaml|toml))`", text)):
+        assert (ROOT / name).exists() or (near / name).exists() or name in names, name
+
+
+def test_the_readmes_tree_holds_every_file_of_the_hub_code_and_every_package() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## What lies where")[1].split("```")[1]
+    for path in (ROOT / "modeling_llada").glob("*_llada.py"):
+        assert path.name in tree
+    for folder in CODE_FOLDERS:
+        assert f"{folder}/" in tree
