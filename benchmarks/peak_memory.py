@@ -9,6 +9,7 @@ and the vocabulary large, so that logits dominate, as they do beside a quantised
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -24,6 +25,8 @@ MIB = 2**20
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 PLAIN = "plain loop"
 MODES = (PLAIN, "none", "dual")
+# Makes glibc return freed blocks of a MiB and more to the system at once, so that a peak is what was in use.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
 # Two blocks of one pass each: every further pass needs as much or less.
 NUM_BLOCKS = 2
 
@@ -74,7 +77,8 @@ def measure_in_process(args: argparse.Namespace, mode: str, tokens: int, block: 
     builds no model.
     """
     case = json.dumps([mode, tokens, block])
-    done = subprocess.run([sys.executable, *sys.argv, "--case", case], capture_output=True, text=True, check=False)
+    child = [sys.executable, *sys.argv, "--case", case]
+    done = subprocess.run(child, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
     if done.returncode != 0:
         raise SystemExit(f"{mode} with {tokens} tokens failed; with fewer `--tokens` it needs less memory.\n{done.stderr}")
     result = json.loads(done.stdout.splitlines()[-1])

@@ -7,8 +7,9 @@ Shape legend: B rows of the call, R rows still active, T canvas, L block, K posi
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F

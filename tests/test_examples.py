@@ -92,15 +92,8 @@ def test_the_generation_example_runs(folder) -> None:
 
 @pytest.mark.slow
 def test_the_pretraining_example_learns_its_sentences(folder) -> None:
-    output = run(
-        sys.executable,
-        str(ROOT / "examples/pretrain_from_scratch.py"),
-        "--output",
-        "toy",
-        "--steps",
-        "600",
-        folder=folder,
-    )
+    script = str(ROOT / "examples" / "pretrain_from_scratch.py")
+    output = run(sys.executable, script, "--output", "toy", "--steps", "600", folder=folder)
     assert "the frog sings beside the pond" in output
     assert "the owl hunts mice in the dark" in output
     assert (folder / "toy" / "model.safetensors").exists()
@@ -162,18 +155,9 @@ def finished_run(folder) -> tuple[Path, Path]:
     statistics = {"packages": ["a_package"], "corpus": counts, "validation": counts, "corpus_sha256": "0"}
     (data / "statistics.json").write_text(json.dumps(statistics))
     (data / "NOTICE.md").write_text("# Notices\n")
-    options = ["--sequence_length", "32", "--max_steps", "2", "--logging_steps", "1", "--output_dir", "run"]
-    run(
-        "llada",
-        "train",
-        "pretrain",
-        "--model",
-        str(REFERENCE),
-        "--train_data",
-        "data/corpus.jsonl",
-        *options,
-        folder=folder,
-    )
+    sizes = ["--sequence_length", "32", "--max_steps", "2", "--logging_steps", "1"]
+    places = ["--model", str(REFERENCE), "--train_data", "data/corpus.jsonl", "--output_dir", "run"]
+    run("llada", "train", "pretrain", *places, *sizes, folder=folder)
     return folder / "run", data
 
 

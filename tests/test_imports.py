@@ -43,6 +43,7 @@ HUB_ORDER = [
     "prompt_llada",
     "plan_llada",
     "generation_llada",
+    "layers_llada",
     "modeling_llada",
     "batching_llada",
 ]

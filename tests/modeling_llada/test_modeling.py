@@ -1,0 +1,339 @@
+"""Laws of the model: recorded logits, initialisation, loading, saving and what transformers expects."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import DynamicCache
+
+import modeling_llada.modeling_llada as modeling
+from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModel, LLaDAModelLM
+from tests.conftest import REFERENCE
+
+MASK = 488
+SMALL = {"d_model": 32, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 64, "vocab_size": 100, "mask_token_id": 99}
+SMALL |= {"eos_token_id": 0, "pad_token_id": 0}
+
+
+def small_model(**fields) -> LLaDAModelLM:
+    torch.manual_seed(0)
+    return LLaDAModelLM(LLaDAConfig(**{**SMALL, **fields})).eval()
+
+
+def ids_of(*shape: int) -> Tensor:
+    return torch.randint(0, 90, shape, generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def test_logits_equal_the_official_models(reference) -> None:
+    model, recorded = reference
+    for name, case in recorded["logits"].items():
+        for one in case if isinstance(case, list) else [case]:
+            if "bf16" in name:
+                continue
+            mask = one.get("attention_mask", one.get("attention_bias"))
+            output = model(one.get("input_ids"), mask, inputs_embeds=one.get("inputs_embeds"))
+            assert torch.allclose(output.logits, one["logits"], atol=1e-4), name
+
+
+@torch.no_grad()
+def test_bfloat16_logits_equal_the_official_models_up_to_rounding(reference) -> None:
+    model, recorded = reference
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    for name in ("bf16_single", "bf16_left_padded"):
+        case = recorded["logits"][name]
+        logits = rounded(case["input_ids"], case.get("attention_mask")).logits
+        assert logits.dtype == torch.bfloat16
+        # Two bfloat16 steps at the size of these logits.
+        assert (logits.float() - case["logits"].float()).abs().max() <= case["logits"].abs().max().float() * 2**-6
+
+
+@torch.no_grad()
+def test_hidden_states_equal_the_official_models(reference) -> None:
+    model, recorded = reference
+    case = recorded["logits"]["single"]
+    hidden_states = model(case["input_ids"], output_hidden_states=True).hidden_states
+    assert len(hidden_states) == len(case["hidden_states"]) == model.config.n_layers + 1
+    for ours, theirs in zip(hidden_states, case["hidden_states"]):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_sharded_checkpoint_equals_the_whole_one_bit_for_bit(tiny_model) -> None:
+    sharded = LLaDAModelLM.from_pretrained(REFERENCE / "checkpoints" / "mha_sharded", dtype=torch.float32)
+    for (name, ours), (_, theirs) in zip(tiny_model.state_dict().items(), sharded.state_dict().items()):
+        assert torch.equal(ours, theirs), name
+
+
+def test_parameter_names_and_shapes_are_the_official_ones(reference, tmp_path) -> None:
+    model, recorded = reference
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert shapes == recorded["meta"]["state_dict_shapes"]
+    assert ("model.transformer.ff_out.weight" in shapes) == (not model.config.weight_tying)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_logits_are_bit_equal(reference, tmp_path) -> None:
+    model, recorded = reference
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    again = LLaDAModelLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = recorded["logits"]["single"]["input_ids"]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@torch.no_grad()
+def test_logits_have_embedding_size_columns() -> None:
+    assert small_model(embedding_size=128)(ids_of(1, 4)).logits.shape == (1, 4, 128)
+
+
+@torch.no_grad()
+def test_grouped_heads_equal_full_heads_with_repeated_weights() -> None:
+    grouped, full = small_model(n_kv_heads=2), small_model()
+    weights = grouped.state_dict()
+    for name in weights:
+        if "k_proj" in name or "v_proj" in name:
+            weights[name] = weights[name].unflatten(0, (2, 8)).repeat_interleave(2, dim=0).flatten(0, 1)
+    full.load_state_dict(weights)
+    assert torch.allclose(grouped(ids_of(2, 9)).logits, full(ids_of(2, 9)).logits, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_kv_heads", [4, 1])
+def test_eager_attention_equals_sdpa(n_kv_heads) -> None:
+    sdpa = small_model(n_kv_heads=n_kv_heads)
+    eager = copy.deepcopy(sdpa)
+    eager.set_attn_implementation("eager")
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    bias = torch.zeros(2, 1, 9, 9).masked_fill(mask[:, None, None] == 0, -1e9)
+    for given in (None, mask, mask.bool(), mask[:, None, None].bool(), bias):
+        assert torch.allclose(sdpa(ids_of(2, 9), given).logits, eager(ids_of(2, 9), given).logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_padded_row_equals_the_row_alone() -> None:
+    model, row = small_model(), ids_of(1, 6)
+    padded = torch.nn.functional.pad(row, (4, 0))
+    mask = torch.tensor([[0] * 4 + [1] * 6])
+    assert torch.allclose(model(padded, mask).logits[:, 4:], model(row).logits, atol=1e-5)
+    positions = torch.arange(4, 10)[None]
+    assert torch.allclose(model(row, position_ids=positions).logits, model(row).logits, atol=1e-5)
+
+
+@torch.no_grad()
+def test_every_position_sees_every_other_one() -> None:
+    model, ids = small_model(), ids_of(1, 6)
+    changed = ids.clone()
+    changed[0, 5] = 98
+    difference = (model(ids).logits - model(changed).logits).abs().amax(-1)
+    assert (difference > 1e-6).all()
+
+
+@torch.no_grad()
+def test_selected_logits_are_rows_of_the_full_ones() -> None:
+    model, ids = small_model(), ids_of(3, 9)
+    selected = torch.rand(3, 9, generator=torch.Generator().manual_seed(1)) < 0.4
+    full = model(ids).logits
+    assert torch.allclose(model(ids, logits_positions=selected).logits, full[selected], atol=1e-6)
+    assert torch.allclose(model(ids, logits_window=(2, 6)).logits, full[:, 2:6], atol=1e-5)
+    inside = selected.clone()
+    inside[:, :2], inside[:, 6:] = False, False
+    both = model(ids, logits_positions=inside, logits_window=(2, 6)).logits
+    assert torch.allclose(both, full[inside], atol=1e-5)
+    padded = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1]]).expand(3, -1)
+    windowed = model(ids, padded, logits_window=(2, 6), output_hidden_states=True)
+    assert torch.allclose(windowed.logits, model(ids, padded).logits[:, 2:6], atol=1e-5)
+    assert [state.shape[1] for state in windowed.hidden_states] == [9, 9, 9]
+
+
+@torch.no_grad()
+def test_attentions_sum_to_one_and_need_eager_attention() -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match="`output_attentions=True` needs `attn_implementation=\"eager\"`, got 'sdpa'"):
+        model(ids_of(1, 5), output_attentions=True)
+    model.set_attn_implementation("eager")
+    attentions = model(ids_of(1, 5), output_attentions=True).attentions
+    assert [weights.shape for weights in attentions] == [(1, 4, 5, 5)] * 2
+    assert torch.allclose(attentions[0].sum(-1), torch.ones(1, 4, 5))
+
+
+def test_labels_are_not_shifted_and_count_at_masked_positions_only() -> None:
+    model, labels = small_model(), ids_of(2, 6)
+    noisy = labels.clone()
+    noisy[0, [1, 4]], noisy[1, 0] = 99, 99
+    ignored = labels.clone()
+    ignored[0, 4] = -100
+    log_probs = model(noisy).logits.log_softmax(-1)
+    expected = -(log_probs[0, 1, labels[0, 1]] + log_probs[1, 0, labels[1, 0]]) / 2
+    assert model(noisy, labels=ignored).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    embeds = model.get_input_embeddings()(noisy)
+    every = -log_probs.gather(-1, labels[..., None]).mean()
+    assert model(inputs_embeds=embeds, labels=labels).loss.item() == pytest.approx(every.item(), rel=1e-5)
+
+
+def test_the_loss_that_transformers_would_choose_does_not_shift_either() -> None:
+    model, labels = small_model(), ids_of(1, 6)
+    logits = model(labels).logits
+    chosen = model.loss_function(logits, labels, vocab_size=100)
+    assert chosen.item() == pytest.approx(torch.nn.functional.cross_entropy(logits[0], labels[0]).item(), rel=1e-5)
+
+
+def test_labels_without_a_mask_in_the_input_raise_and_name_the_trainers() -> None:
+    with pytest.raises(ValueError, match="only learn to copy its input.*LLaDASFTTrainer.*LLaDAPretrainingTrainer"):
+        small_model()(ids_of(1, 6), labels=ids_of(1, 6))
+
+
+BAD_CALLS = [
+    ({}, "exactly one of `input_ids` and `inputs_embeds`"),
+    ({"input_ids": ids_of(1, 4), "inputs_embeds": torch.zeros(1, 4, 32)}, "exactly one of"),
+    ({"input_ids": ids_of(1, 4), "use_cache": True}, "`use_cache=True` and the caches of transformers"),
+    ({"input_ids": ids_of(1, 4), "past_key_values": DynamicCache()}, "the caches of transformers are not supported"),
+    ({"input_ids": ids_of(1, 4), "attention_mask": torch.ones(1, 4, 4)}, r"`attention_mask` must be \[batch, seq\]"),
+    ({"input_ids": ids_of(1, 4), "labels": ids_of(1, 4), "logits_window": (0, 2)}, "`labels` need the logits of all"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "message"), BAD_CALLS, ids=[message for _, message in BAD_CALLS])
+def test_a_bad_call_is_named_with_a_way_out(inputs, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model()(**inputs)
+
+
+def test_a_sequence_longer_than_the_model_is_warned_of_once(caplog) -> None:
+    model = small_model(max_sequence_length=8)
+    modeling.logger.warning_once.cache_clear()
+    modeling.logger.propagate = True
+    for _ in range(2):
+        model(ids_of(1, 9))
+    assert caplog.text.count("9 positions, more than `max_sequence_length` (8)") == 1
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpoints in (False, True):
+        model = small_model().train()
+        if checkpoints:
+            model.gradient_checkpointing_enable()
+        noisy = ids_of(2, 6)
+        noisy[:, 2] = 99
+        model(noisy, labels=ids_of(2, 6)).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients):
+        assert torch.allclose(plain, checkpointed, atol=1e-7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight_tying", [False, True])
+def test_resized_embeddings_are_used_saved_and_loaded(weight_tying, tmp_path) -> None:
+    model = small_model(weight_tying=weight_tying)
+    before = model(ids_of(1, 5)).logits
+    model.resize_token_embeddings(110)
+    assert model.config.vocab_size == model.config.embedding_size == 110
+    after = model(ids_of(1, 5)).logits
+    assert after.shape == (1, 5, 110)
+    assert torch.allclose(after[..., :100], before, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    again = LLaDAModelLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(again(ids_of(1, 5)).logits, after)
+    model.resize_token_embeddings(100)
+    assert torch.allclose(model(ids_of(1, 5)).logits, before, atol=1e-6)
+
+
+def test_mitchell_initialisation_scales_by_width_and_depth_and_cuts_at_three_deviations() -> None:
+    model = small_model(d_model=256, n_layers=4, n_heads=4, mlp_hidden_size=512, vocab_size=400)
+    weights = model.state_dict()
+    for layer in range(4):
+        residual = (2 * (layer + 1)) ** -0.5
+        block = f"model.transformer.blocks.{layer}."
+        expected = {"q_proj": 1 / 16, "up_proj": 1 / 16, "attn_out": residual / 16, "ff_out": residual * 512**-0.5}
+        for name, std in expected.items():
+            weight = weights[f"{block}{name}.weight"]
+            # The cut takes 1.3 % off the standard deviation.
+            assert weight.std().item() == pytest.approx(0.987 * std, rel=0.02)
+            assert weight.abs().max() <= 3 * std
+    assert weights["model.transformer.wte.weight"].std().item() == pytest.approx(0.987 / 16, rel=0.02)
+    normal = small_model(init_fn="normal", init_std=0.1, d_model=256)
+    assert normal.get_input_embeddings().weight.std().item() == pytest.approx(0.1, rel=0.02)
+
+
+def test_a_missing_tensor_leaves_the_loaded_ones_as_they_are(tmp_path) -> None:
+    model = small_model()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.transformer.blocks.1.q_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = LLaDAModelLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"model.transformer.blocks.1.q_proj.weight"}
+    for name, value in loaded.state_dict().items():
+        if name in weights:
+            assert torch.equal(value, weights[name]), name
+    fresh = loaded.state_dict()["model.transformer.blocks.1.q_proj.weight"]
+    assert fresh.std().item() == pytest.approx(32**-0.5, rel=0.1)
+
+
+def test_a_truncated_weight_file_does_not_load(tmp_path) -> None:
+    small_model().save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Exception, match=r"(?i)safetensors|incomplete|header|buffer"):
+        LLaDAModelLM.from_pretrained(tmp_path)
+
+
+def test_data_type_and_device_map_are_respected(tmp_path) -> None:
+    small_model().save_pretrained(tmp_path)
+    assert LLaDAModelLM.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    placed = LLaDAModelLM.from_pretrained(tmp_path, device_map="auto", dtype=torch.float32)
+    assert placed.generate(ids_of(1, 4), max_new_tokens=4).shape == (1, 8)
+
+
+def test_the_model_without_head_returns_hidden_states() -> None:
+    torch.manual_seed(0)
+    model = LLaDAModel(LLaDAConfig(**SMALL)).eval()
+    assert model(ids_of(2, 5)).last_hidden_state.shape == (2, 5, 32)
+    assert model(ids_of(2, 5), return_dict=False)[0].shape == (2, 5, 32)
+    assert small_model()(ids_of(2, 5), return_dict=False)[0].shape == (2, 5, 100)
+
+
+def test_the_generation_config_is_ours_wherever_it_comes_from(tmp_path, tiny_model) -> None:
+    model = small_model()
+    assert isinstance(model.generation_config, LLaDAGenerationConfig)
+    assert isinstance(tiny_model.generation_config, LLaDAGenerationConfig)
+    assert tiny_model.generation_config.temperature == 0.0
+    assert tiny_model.generation_config.eos_token_id == 481
+    changed = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "steps": 7, "remasking": "margin", "cfg_scale": 0.5}
+    changed |= {"stop_at_eos": False, "eos_token_id": [0, 5], "threshold": 0.9, "cache": "dual", "max_new_tokens": 20}
+    model.generation_config = model.generation_config.updated(**changed)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["top_k"] == 50
+    again = LLaDAModelLM.from_pretrained(tmp_path).generation_config
+    assert {name: getattr(again, name) for name in changed} == changed
+    assert again.block_length == 32
+
+
+def test_copies_and_pickles_compute_the_same(tmp_path) -> None:
+    model = small_model()
+    torch.save(model, tmp_path / "model.pt")
+    pickled = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (copy.deepcopy(model), pickled):
+        assert torch.equal(other(ids_of(1, 5)).logits, model(ids_of(1, 5)).logits)
+        assert other.generation_config.block_length == 32
+
+
+def test_a_lora_adapter_on_the_official_module_names_trains_and_generates() -> None:
+    peft = pytest.importorskip("peft")
+    names = ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]
+    names = rf"model\.transformer\.blocks\.\d+\.({'|'.join(names)})"
+    adapted = peft.get_peft_model(small_model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=names, r=2))
+    noisy = ids_of(2, 6)
+    noisy[:, 2] = 99
+    adapted(input_ids=noisy, labels=ids_of(2, 6)).loss.backward()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
+    assert len(trained) == 2 * 7 * 2 and all("lora_" in name for name in trained)
+    assert adapted.generate(input_ids=ids_of(1, 4), max_new_tokens=4).shape == (1, 8)
