@@ -19,7 +19,7 @@ Shape legend: B rows in slots, T columns.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ from .plan_llada import Plan
 from .prompt_llada import check_no_masks
 
 
-class LLaDAAnswer(NamedTuple):
+@dataclass(frozen=True)
+class LLaDAAnswer:
     """One answer of `generate_many`.
 
     Attributes:
@@ -139,7 +140,7 @@ def _check_call(config: LLaDAGenerationConfig, num_prompts: int, batch_size: int
         raise ValueError("`output_history` has no meaning for `generate_many`; leave it out, or call `generate`.")
 
 
-def _check_prompt(model: Any, config: LLaDAGenerationConfig, index: int, prompt: Sequence[int]) -> None:
+def _check_prompt(model: Any, config: LLaDAGenerationConfig, index: int, prompt: Any) -> None:
     if isinstance(prompt, str):
         raise ValueError(f"Prompt {index} must be token ids, got text; encode it with the model's tokenizer.")
     try:

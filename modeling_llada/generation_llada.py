@@ -197,8 +197,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         max_length = config.max_length or self.config.max_sequence_length
         if max_length <= prompt_length:
             raise ValueError(
-                f"`max_length` must leave room for an answer after the prompt's {prompt_length} tokens, got {max_length}; "
-                "pass a larger one, or `max_new_tokens`."
+                f"`max_length` must leave room for an answer after the prompt's {prompt_length} tokens, got "
+                f"{max_length}; pass a larger one, or `max_new_tokens`."
             )
         return max_length - prompt_length
 
@@ -300,11 +300,12 @@ class LLaDAGenerationMixin(GenerationMixin):
             position_ids = None if position_ids is None else position_ids.repeat(2, 1)
         if position_ids is None and cache is not None:
             position_ids = torch.arange(first, last, device=ids.device)[None]
-        inputs = {"input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
         inputs |= {"past_key_values": cache, "logits_window": (start - first, end - first)}
         if plan.config.compile:
             # Selecting masked positions inside would give every step its own shape.
-            logits = compiled_forward(type(self))(self, **inputs).logits
+            model_class: Any = type(self)
+            logits = compiled_forward(model_class)(self, **inputs).logits
             logits = logits[is_scored[:, start - first : end - first]]
         else:
             logits = self(**inputs, logits_positions=is_scored).logits
@@ -333,7 +334,7 @@ class LLaDAGenerationMixin(GenerationMixin):
 
 
 @functools.lru_cache
-def compiled_forward(model_class: type) -> Callable:
+def compiled_forward(model_class: Any) -> Callable:
     """The compiled `forward` of a model class, to be called with the model; models of a class share its graphs."""
     return torch.compile(model_class.forward)
 

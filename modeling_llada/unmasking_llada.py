@@ -9,7 +9,7 @@ V vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -156,12 +156,12 @@ def sample(logits: Tensor, draws: Tensor) -> Tensor:
     return torch.minimum(drawn, last)[:, 0]
 
 
-def schedule_share(num_masked: Tensor, steps_left: int) -> Tensor:
+def schedule_share(num_masked: Tensor, steps_left: Union[int, Tensor]) -> Tensor:
     """Tokens that this step must commit so that the remaining steps suffice: 7 over 3 steps are 3, 2, 2.
 
     Args:
         num_masked: masked positions of the block; int64 [batch].
-        steps_left: steps that the block still has, this one included, at least 1.
+        steps_left: steps that the block still has, this one included, at least 1; one number, or int64 [batch].
 
     Returns:
         int64 [batch].

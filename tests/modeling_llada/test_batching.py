@@ -1,13 +1,14 @@
 """Laws of `generate_many`: full slots change the speed, never an answer."""
 
 import functools
+from collections.abc import Iterable
 
 import pytest
 import torch
 import torch._dynamo.testing
 
 import modeling_llada.generation_llada as generation_llada
-from modeling_llada import LLaDAModelLM, generate_many
+from modeling_llada import LLaDAAnswer, LLaDAModelLM, generate_many
 from modeling_llada.batching_llada import Row, lay_out
 
 EOS, MASK, EOT = 481, 488, 491
@@ -37,6 +38,10 @@ def alone(model: LLaDAModelLM, prompt: list[int], seed: int, **options) -> tuple
         eos = options.get("eos_token_id", [EOS])
         ids = ids[: next((place + 1 for place, token in enumerate(ids) if token in eos), len(ids))]
     return ids, output.num_forward_passes.item()
+
+
+def in_order(answers: Iterable[LLaDAAnswer]) -> list[LLaDAAnswer]:
+    return sorted(answers, key=lambda answer: answer.index)
 
 
 OPTIONS = [
@@ -74,8 +79,9 @@ def test_every_answer_equals_the_one_generate_gives_for_the_prompt_alone(tiny_mo
     options = {**BLOCKS, **options}
     answers = list(generate_many(tiny_model, RAGGED, batch_size=4, seeds=3, **options))
     assert sorted(answer.index for answer in answers) == list(range(len(RAGGED)))
-    for index, ids, num_passes in answers:
-        assert (ids, num_passes) == alone(tiny_model, RAGGED[index], 3 + index, **options)
+    for answer in answers:
+        expected = alone(tiny_model, RAGGED[answer.index], 3 + answer.index, **options)
+        assert (answer.ids, answer.num_forward_passes) == expected
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])
@@ -83,7 +89,7 @@ def test_answers_do_not_depend_on_the_number_of_slots(tiny_model, batch_size) ->
     options = {**BLOCKS, **ENDING, "temperature": 1.0, "cache": "dual", "threshold": 0.1, "cfg_scale": 0.5}
     answers = generate_many(tiny_model, RAGGED, batch_size=batch_size, seeds=0, **options)
     expected = [alone(tiny_model, prompt, seed, **options)[0] for seed, prompt in enumerate(RAGGED)]
-    assert [ids for _, ids, _ in sorted(answers)] == expected
+    assert [answer.ids for answer in in_order(answers)] == expected
 
 
 def test_a_row_that_ends_gives_its_slot_to_the_next_prompt_at_once(tiny_model) -> None:
@@ -145,7 +151,7 @@ def test_answers_come_as_they_finish(tiny_model) -> None:
 
 def test_a_seed_for_each_prompt_is_its_own(tiny_model) -> None:
     options = {**BLOCKS, "temperature": 1.0}
-    together = sorted(generate_many(tiny_model, RAGGED[:3], seeds=[7, 7, 1], **options))
+    together = in_order(generate_many(tiny_model, RAGGED[:3], seeds=[7, 7, 1], **options))
     assert [answer.ids for answer in together] == [
         alone(tiny_model, prompt, seed, **options)[0] for prompt, seed in zip(RAGGED, [7, 7, 1])
     ]

@@ -186,7 +186,7 @@ def test_the_loss_that_transformers_would_choose_does_not_shift_either() -> None
 
 
 def test_labels_without_a_mask_in_the_input_raise_and_name_the_trainers() -> None:
-    with pytest.raises(ValueError, match="only learn to copy its input.*LLaDASFTTrainer.*LLaDAPretrainingTrainer"):
+    with pytest.raises(ValueError, match=r"only learn to copy its input.*LLaDASFTTrainer.*LLaDAPretrainingTrainer"):
         small_model()(ids_of(1, 6), labels=ids_of(1, 6))
 
 
