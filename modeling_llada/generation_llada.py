@@ -176,6 +176,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             if name in options:
                 raise ValueError(f"`{name}` has no meaning for `infill`, which fills the given masks; leave it out.")
         defaults = {"stop_at_eos": False, "steps": None, "freeze_prompt": False, "suffix_window": None}
+        # A checkpoint whose answers grow sets no length; the text to be filled in has one.
+        defaults |= {"max_new_tokens": 1, "max_length": None}
         config = self._settle_options(generation_config, {**defaults, **options})
         attention_mask = self._check_prompt(input_ids, attention_mask, config)
         canvas = Canvas.build(input_ids, config.mask_token_id, attention_mask, generator)

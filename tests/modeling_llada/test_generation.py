@@ -270,6 +270,13 @@ def test_infilling_the_end_equals_generating_it(tiny_model) -> None:
     assert torch.equal(tiny_model.infill(canvas), generated)
 
 
+def test_infilling_sees_the_text_after_a_mask_also_where_answers_have_open_length(tiny_model) -> None:
+    ids = prompts(20)[0]
+    ids[0, 4:8] = MASK
+    growing = LLaDAGenerationConfig(max_new_tokens=None, max_length=200)
+    assert torch.equal(tiny_model.infill(ids, generation_config=growing), tiny_model.infill(ids))
+
+
 def test_a_logits_processor_sees_the_canvas_of_every_scored_position(tiny_model) -> None:
     seen = []
 
