@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_llada.tokenization_llada import CHAT_TOKENS, encode_chat, missing_tokens
 
 from .display import choose_console
-from .generate import answer_batch, load_with_notice, print_answer, show_canvas, split_seed
+from .generate import answer_batch, load_with_notice, open_length, print_answer, show_canvas, split_seed
 from .options import print_error
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, /help shows this; anything else is your turn."
@@ -83,10 +83,10 @@ def hold_conversation(
     is_typed = sys.stdin.isatty()
     console, stays = choose_console(answers_on_stdout=False, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
-    options, generators = split_seed(options, checkpoint, num_rows=1)
+    options, generators = split_seed(open_length(options), checkpoint, num_rows=1)
     settled = checkpoint.options.updated(**options)
-    longest = checkpoint.model.config.max_sequence_length
-    room = longest - settled.max_new_tokens
+    longest = settled.max_length or checkpoint.model.config.max_sequence_length
+    room = longest - (settled.max_new_tokens or settled.block_length)
     if room < 1:
         raise ValueError(
             f"`--max-new-tokens` must leave room for the conversation: the model reads {longest} tokens "

@@ -48,6 +48,8 @@ DEFAULTS: dict[str, Any] = {
 ALIASES = {"gen_length": "max_new_tokens"}
 # What transformers writes into the file beside the options.
 METADATA = ("transformers_version", "_from_model_config", "_commit_hash")
+# Autoregressive fields that say nothing here even where they are set.
+WITHOUT_MEANING = ("use_cache",)
 
 
 class LLaDAGenerationConfig(GenerationConfig):
@@ -224,7 +226,9 @@ class LLaDAGenerationConfig(GenerationConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """All options, so that a file shows what is in force under every version of transformers."""
-        return {name: getattr(self, name) for name in (*DEFAULTS, "transformers_version")}
+        options = {name: getattr(self, name) for name in (*DEFAULTS, "transformers_version")}
+        # transformers warns of a temperature without `do_sample`; left empty, it is our default, 0.
+        return {**options, "temperature": self.temperature or None}
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "LLaDAGenerationConfig":
@@ -241,10 +245,12 @@ class LLaDAGenerationConfig(GenerationConfig):
         """
         if isinstance(config, cls):
             return config
-        is_ours = hasattr(config, "remasking")
+        is_ours = all(hasattr(config, name) for name in DEFAULTS)
         values = config.to_dict() if is_ours else config.to_diff_dict()
         options = {name: values[name] for name in DEFAULTS if values.get(name) is not None}
-        ignored = set(config.to_diff_dict()) - set(DEFAULTS) - set(METADATA)
+        if is_ours and values["max_new_tokens"] is None:
+            options["max_new_tokens"] = None
+        ignored = set(config.to_diff_dict()).difference(DEFAULTS, METADATA, WITHOUT_MEANING)
         if ignored and not is_ours:
             logger.warning_once(
                 f"These options of the generation config have no meaning for masked diffusion and are not used: "

@@ -47,7 +47,7 @@ class LLaDAGenerationMixin(GenerationMixin):
     """Generation for a model that maps ids with masks to logits.
 
     The class that uses it offers `config` (token ids, `max_sequence_length`, `embedding_size`) and
-    `self(input_ids, attention_mask=, position_ids=, logits_positions=, logits_window=).logits`.
+    `self(input_ids, attention_mask=, position_ids=, past_key_values=, logits_positions=, logits_window=).logits`.
     """
 
     # transformers reads a plain `GenerationConfig` from any folder and assigns it; the model then holds ours.
@@ -99,8 +99,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             options: any option of `LLaDAGenerationConfig`.
 
         Returns:
-            Prompt and answer, padded after an end-of-text token, int64 [batch, prompt + max_new_tokens]; or a
-            `LLaDAGenerationOutput`.
+            Prompt and answer, padded after an end-of-text token, int64 [batch, prompt + max_new_tokens] (up to the last
+            block that was needed, if `max_new_tokens` is None); or a `LLaDAGenerationOutput`.
 
         Raises:
             ValueError: for unknown or contradictory options, a prompt that is empty, holds masks (use `infill`) or
@@ -175,7 +175,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         for name in ("max_new_tokens", "gen_length", "max_length", "stop_at_eos", "freeze_prompt", "suffix_window"):
             if name in options:
                 raise ValueError(f"`{name}` has no meaning for `infill`, which fills the given masks; leave it out.")
-        defaults = {"stop_at_eos": False, "steps": None, "freeze_prompt": False, "suffix_window": None}
+        defaults: dict[str, Any] = {"stop_at_eos": False, "steps": None, "freeze_prompt": False, "suffix_window": None}
         # A checkpoint whose answers grow sets no length; the text to be filled in has one.
         defaults |= {"max_new_tokens": 1, "max_length": None}
         config = self._settle_options(generation_config, {**defaults, **options})
@@ -225,7 +225,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         for start, end, num_steps in blocks:
             self._denoise_block(canvas, plan, start, end, num_steps)
             plan.reporter.block_done(end)
-            if plan.stopping_criteria:
+            if plan.stopping_criteria and canvas.is_alive.any():
                 canvas.rows = canvas.is_alive.nonzero()[:, 0]
                 is_stopped = plan.stopping_criteria(canvas.ids[canvas.rows, :end], None)
                 canvas.finish(is_stopped.long() * end, plan.config.pad_token_id)

@@ -39,8 +39,9 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, missing: str = "raise"
         ValueError: if `missing` is none of the three, or a token is missing and may not be.
 
     Example:
-        >>> from transformers import AutoTokenizer
-        >>> tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained("tests/reference/checkpoints/mha"))
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> tokenizer = PreTrainedTokenizerFast.from_pretrained("tests/reference/checkpoints/mha")
+        >>> tokenizer = prepare_tokenizer(tokenizer)
         >>> tokenizer.mask_token
         '<|mdm_mask|>'
     """

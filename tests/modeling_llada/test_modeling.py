@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
+import modeling_llada.generation_config_llada as generation_config_llada
 import modeling_llada.modeling_llada as modeling
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModel, LLaDAModelLM
 from tests.conftest import REFERENCE
@@ -315,6 +316,25 @@ def test_the_generation_config_is_ours_wherever_it_comes_from(tmp_path, tiny_mod
     again = LLaDAModelLM.from_pretrained(tmp_path).generation_config
     assert {name: getattr(again, name) for name in changed} == changed
     assert again.block_length == 32
+
+
+def test_a_config_for_open_length_survives_saving(tmp_path) -> None:
+    model = small_model()
+    model.generation_config = model.generation_config.updated(max_new_tokens=None, max_length=40)
+    model.save_pretrained(tmp_path)
+    again = LLaDAModelLM.from_pretrained(tmp_path).generation_config
+    assert (again.max_new_tokens, again.max_length, again.temperature) == (None, 40, 0.0)
+
+
+def test_options_written_by_hand_are_taken_and_the_others_stay_at_their_defaults(tmp_path, caplog) -> None:
+    small_model().save_pretrained(tmp_path)
+    written = {"remasking": "margin", "max_new_tokens": 9, "num_beams": 4}
+    (tmp_path / "generation_config.json").write_text(json.dumps(written))
+    generation_config_llada.logger.propagate = True
+    options = LLaDAModelLM.from_pretrained(tmp_path).generation_config
+    assert (options.remasking, options.max_new_tokens, options.temperature) == ("margin", 9, 0.0)
+    assert (options.top_k, options.max_length) == (None, None)
+    assert "have no meaning for masked diffusion and are not used: num_beams" in caplog.text
 
 
 def test_copies_and_pickles_compute_the_same(tmp_path) -> None:
