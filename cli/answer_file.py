@@ -7,7 +7,9 @@ r"""Answers on disk: written as they finish, gone on with after a kill, in the o
 | `answers.jsonl.run.json` | what was asked of whom, by which a run knows its own answers again; stays |
 
 An answer is on disk once its line ends in \n: what follows the last \n was cut off by a kill, and is done again. No
-process writes another's file, and whichever finishes last puts everything in order, so the processes need not talk.
+process writes another's file, and whichever finishes last puts everything in order, so the processes need not talk;
+on several machines they need a disk in common. Prompt n belongs to process n modulo their number, but an answer counts
+whoever wrote it, so a run may go on with another number of processes.
 """
 
 import json

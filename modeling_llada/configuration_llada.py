@@ -62,7 +62,8 @@ class LLaDAConfig(PretrainedConfig):
         init_fn: `mitchell` (truncated normal with standard deviation 1/sqrt(d_in), residual outputs divided by
             sqrt(2 (layer + 1))) or `normal` (standard deviation `init_std`).
         init_std: standard deviation of `init_fn="normal"`.
-        init_cutoff_factor: cut of the truncated normal, in standard deviations. None is 3.
+        init_cutoff_factor: cut of the truncated normal, in standard deviations. None is 3 for `mitchell`, and no cut
+            for `normal`.
         mask_token_id: id of the mask token.
         eos_token_id: id of the end-of-text token.
         pad_token_id: id of the padding token.
@@ -145,6 +146,22 @@ class LLaDAConfig(PretrainedConfig):
         self._fill_in_sizes()
         self._check_sizes()
         self._check_token_ids()
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read `config.json`. transformers would take the defaults where there is none, and build an 8B model.
+
+        Raises:
+            OSError: for a folder or repository without `config.json`.
+        """
+        fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not fields:
+            raise OSError(
+                f"`{pretrained_model_name_or_path}` has no `config.json`; download or copy the whole checkpoint."
+            )
+        return fields, unused
 
     def _refuse_unsupported(self) -> None:
         architectures = getattr(self, "architectures", None) or []

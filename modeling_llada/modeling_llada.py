@@ -36,8 +36,50 @@ class LLaDAPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
+    # Saving copies the code files beside the weights; the config writes the whole `auto_map`.
+    _auto_class = "AutoModel"
     # Our losses divide by the whole optimizer step themselves; `Trainer` must not divide once more.
     accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, but refuse weights that are cut off or incomplete.
+
+        transformers fills missing tensors with random numbers. To have that, pass `output_loading_info=True`: the
+        result is then (model, report), and the report names them.
+
+        Raises:
+            ValueError: for a corrupt weight file, and for missing tensors that no report was asked for.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        try:
+            model, report = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except Exception as error:
+            # By its name: Hub code imports nothing but torch and transformers.
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise ValueError(
+                f"The weights of `{pretrained_model_name_or_path}` cannot be loaded ({error}): a file is cut off or "
+                "corrupt. Download or save them again."
+            ) from error
+        if wants_report:
+            return model, report
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"The weights of `{pretrained_model_name_or_path}` lack {len(missing)} tensor(s), such as "
+                f"`{missing[0]}`. Download or save them again, or pass `output_loading_info=True` to have what is "
+                "missing initialised."
+            )
+        return model
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize embedding and head as in transformers, and the config's `embedding_size` with them."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.embedding_size = embeddings.num_embeddings
+        return embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the weights of one module by `config.init_fn`.
@@ -51,16 +93,19 @@ class LLaDAPreTrainedModel(PreTrainedModel):
             self._init_matrix(module.weight, getattr(module, "init_divisor", 1.0))
 
     def _init_matrix(self, weight: Tensor, divisor: float) -> None:
-        if self.config.init_fn == "normal":
-            nn.init.normal_(weight, std=self.config.init_std)
+        is_normal, factor = self.config.init_fn == "normal", self.config.init_cutoff_factor
+        std = self.config.init_std if is_normal else weight.shape[-1] ** -0.5 / divisor
+        if is_normal and factor is None:
+            nn.init.normal_(weight, std=std)
             return
-        std = weight.shape[-1] ** -0.5 / divisor
-        cutoff = std * (self.config.init_cutoff_factor or 3.0)
+        cutoff = std * (factor or 3.0)
         nn.init.trunc_normal_(weight, std=std, a=-cutoff, b=cutoff)
 
 
 class LLaDAModel(LLaDAPreTrainedModel):
     """The Transformer: noisy ids to hidden states. It holds the head's weight too, as official checkpoints do."""
+
+    _tied_weights_keys = {"transformer.ff_out.weight": "transformer.wte.weight"}
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
@@ -82,6 +127,14 @@ class LLaDAModel(LLaDAPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
         self.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head, `transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
+        return self.transformer.ff_out
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the head."""
+        self.transformer.ff_out = value
 
     def forward(
         self,
@@ -185,8 +238,6 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     ```
     """
 
-    # Saving copies the code files beside the weights; the config writes the whole `auto_map`.
-    _auto_class = "AutoModel"
     generation_config_class = LLaDAGenerationConfig
     _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
 
@@ -199,25 +250,19 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding, `model.transformer.wte`."""
-        return self.model.transformer.wte
+        return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding."""
-        self.model.transformer.wte = value
+        self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Linear:
         """The head, `model.transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
-        return self.model.transformer.ff_out
+        return self.model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the head."""
-        self.model.transformer.ff_out = value
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resize embedding and head as in transformers, and the config's `embedding_size` with them."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self.config.embedding_size = embeddings.num_embeddings
-        return embeddings
+        self.model.set_output_embeddings(value)
 
     def forward(
         self,
@@ -288,7 +333,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         if logits_positions is not None:
-            hidden_states = hidden_states[logits_positions[:, slice(*logits_window or (None,))]]
+            # A model spread over devices ends on another one than it began.
+            is_scored = logits_positions[:, slice(*logits_window or (None,))].to(hidden_states.device)
+            hidden_states = hidden_states[is_scored]
         logits = self.get_output_embeddings()(hidden_states)
         output = MaskedLMOutput(
             loss=None if labels is None else self._masked_loss(logits, labels, input_ids),
@@ -310,4 +357,5 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
                 "input. Mask the input first (`modeling_llada.diffusion_llada.add_noise`), or train with "
                 "`LLaDASFTTrainer` or `LLaDAPretrainingTrainer` of `llada_training`, which do."
             )
+        is_scored, labels = is_scored.to(logits.device), labels.to(logits.device)
         return F.cross_entropy(logits[is_scored].float(), labels[is_scored])

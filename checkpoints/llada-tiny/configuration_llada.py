@@ -1,0 +1,226 @@
+"""The configuration of LLaDA: sizes and token ids, under the official field names."""
+
+from typing import Any, Optional
+
+from transformers import PretrainedConfig
+
+# Where the Auto classes find the code beside a checkpoint.
+AUTO_MAP = {
+    "AutoConfig": "configuration_llada.LLaDAConfig",
+    "AutoModel": "modeling_llada.LLaDAModelLM",
+    "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+    "AutoModelForMaskedLM": "modeling_llada.LLaDAModelLM",
+}
+
+# Official fields that change the computation, with the only values this model computes.
+SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "activation_type": ("silu",),
+    "alibi": (False, None),
+    "attention_dropout": (0.0, None),
+    "attention_layer_norm": (False, None),
+    "bias_for_layer_norm": (False, None),
+    "block_group_size": (1,),
+    "block_type": ("llama",),
+    "clip_qkv": (None,),
+    "embedding_dropout": (0.0, None),
+    "include_bias": (False, None),
+    "include_qkv_bias": (False, None),
+    "init_fn": ("mitchell", "normal"),
+    "input_emb_norm": (False, None),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,),
+    "residual_dropout": (0.0, None),
+    "rope": (True,),
+    "rope_full_precision": (True,),
+    "rope_scaling": (None,),
+    "scale_logits": (False, None),
+}
+
+
+class LLaDAConfig(PretrainedConfig):
+    """Sizes, token ids and switches of a LLaDA model.
+
+    The fields are those of the official `config.json`, which loads unchanged; fields that do not touch the
+    computation (`precision`, `flash_attention`, `init_device` …) are kept as they are. The Hugging Face names
+    (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `intermediate_size`,
+    `max_position_embeddings`, `initializer_range`, `tie_word_embeddings`) read and write the same values.
+
+    Args:
+        d_model: width of the residual stream.
+        n_layers: number of Transformer blocks.
+        n_heads: number of query heads; `d_model / n_heads` must be even.
+        n_kv_heads: number of key/value heads, a divisor of `n_heads`. None is `n_heads`, or 1 with
+            `multi_query_attention=True`.
+        mlp_hidden_size: width of the feed-forward layer. None is `mlp_ratio * d_model`.
+        mlp_ratio: see `mlp_hidden_size`.
+        vocab_size: number of tokens.
+        embedding_size: rows of the embedding, at least `vocab_size`, and columns of the logits. None is `vocab_size`.
+        max_sequence_length: longest sequence seen in training, in tokens.
+        rope_theta: base of the rotary embedding.
+        rms_norm_eps: epsilon of the RMS norms.
+        weight_tying: whether the head shares the embedding's weight.
+        init_fn: `mitchell` (truncated normal with standard deviation 1/sqrt(d_in), residual outputs divided by
+            sqrt(2 (layer + 1))) or `normal` (standard deviation `init_std`).
+        init_std: standard deviation of `init_fn="normal"`.
+        init_cutoff_factor: cut of the truncated normal, in standard deviations. None is 3 for `mitchell`, and no cut
+            for `normal`.
+        mask_token_id: id of the mask token.
+        eos_token_id: id of the end-of-text token.
+        pad_token_id: id of the padding token.
+        use_cache: kept for the official file; generation chooses its cache by its own option.
+
+    Raises:
+        ValueError: for sizes that do not fit together, token ids outside the vocabulary, a switch whose value this
+            model does not compute, and LLaDA-MoE checkpoints, which share the model type.
+
+    Source: `config.json` of LLaDA-8B-Base and the paper (arXiv:2502.09992), Table 5. The defaults are LLaDA 8B's.
+    """
+
+    model_type = "llada"
+    # Saving copies this file beside the config.
+    _auto_class = "AutoConfig"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+        "initializer_range": "init_std",
+        "tie_word_embeddings": "weight_tying",
+        "hidden_act": "activation_type",
+    }
+
+    def __init__(
+        self,
+        d_model: int = 4096,
+        n_layers: int = 32,
+        n_heads: int = 32,
+        n_kv_heads: Optional[int] = None,
+        mlp_hidden_size: Optional[int] = 12288,
+        mlp_ratio: int = 4,
+        vocab_size: int = 126464,
+        embedding_size: Optional[int] = None,
+        max_sequence_length: int = 4096,
+        rope_theta: float = 500000.0,
+        rms_norm_eps: float = 1e-5,
+        weight_tying: bool = False,
+        activation_type: str = "silu",
+        multi_query_attention: Optional[bool] = None,
+        init_fn: str = "mitchell",
+        init_std: float = 0.02,
+        init_cutoff_factor: Optional[float] = None,
+        mask_token_id: Optional[int] = 126336,
+        eos_token_id: Optional[int] = 126081,
+        pad_token_id: Optional[int] = 126081,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ):
+        self.d_model = d_model
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.n_kv_heads = n_kv_heads
+        self.mlp_hidden_size = mlp_hidden_size
+        self.mlp_ratio = mlp_ratio
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size
+        self.max_sequence_length = max_sequence_length
+        self.rope_theta = rope_theta
+        self.rms_norm_eps = rms_norm_eps
+        self.weight_tying = weight_tying
+        self.activation_type = activation_type
+        self.multi_query_attention = multi_query_attention
+        self.init_fn = init_fn
+        self.init_std = init_std
+        self.init_cutoff_factor = init_cutoff_factor
+        self.mask_token_id = mask_token_id
+        self.use_cache = use_cache
+        kwargs.pop("auto_map", None)
+        # transformers 4 sets this to True when it is not passed, and the attribute map would carry it to ours.
+        kwargs.setdefault("tie_word_embeddings", weight_tying)
+        super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
+        # TRL looks for this on the instance.
+        self.auto_map = dict(AUTO_MAP)
+        self._refuse_unsupported()
+        self._fill_in_sizes()
+        self._check_sizes()
+        self._check_token_ids()
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read `config.json`. transformers would take the defaults where there is none, and build an 8B model.
+
+        Raises:
+            OSError: for a folder or repository without `config.json`.
+        """
+        fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not fields:
+            raise OSError(
+                f"`{pretrained_model_name_or_path}` has no `config.json`; download or copy the whole checkpoint."
+            )
+        return fields, unused
+
+    def _refuse_unsupported(self) -> None:
+        architectures = getattr(self, "architectures", None) or []
+        if "LLaDAMoEModelLM" in architectures or getattr(self, "num_experts", None):
+            raise ValueError(
+                "This is a LLaDA-MoE checkpoint (`LLaDAMoEModelLM`), a mixture of experts that shares LLaDA's "
+                '`model_type` "llada" but is another architecture; only the dense LLaDA models are supported.'
+            )
+        for name, supported in SUPPORTED_VALUES.items():
+            value = getattr(self, name, supported[0])
+            if value not in supported:
+                raise ValueError(
+                    f"`{name}` must be {' or '.join(repr(v) for v in supported)}, got {value!r}: this model does not "
+                    "compute that variant, and loading the checkpoint anyway would give wrong logits."
+                )
+
+    def _fill_in_sizes(self) -> None:
+        if self.n_kv_heads is None:
+            self.n_kv_heads = 1 if self.multi_query_attention else self.n_heads
+        if self.mlp_hidden_size is None:
+            self.mlp_hidden_size = self.mlp_ratio * self.d_model
+        if self.embedding_size is None:
+            self.embedding_size = self.vocab_size
+
+    def _check_sizes(self) -> None:
+        sizes = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "vocab_size", "max_sequence_length")
+        for name in sizes:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
+            raise ValueError(
+                f"`d_model` must be an even multiple of `n_heads` (rotary embeddings turn pairs), "
+                f"got d_model={self.d_model}, n_heads={self.n_heads}."
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"`n_kv_heads` must divide `n_heads`, got n_kv_heads={self.n_kv_heads}, n_heads={self.n_heads}."
+            )
+        if self.multi_query_attention and self.n_kv_heads != 1:
+            raise ValueError(
+                f"`multi_query_attention=True` needs `n_kv_heads=1`, got {self.n_kv_heads}; pass one of them."
+            )
+        if self.embedding_size < self.vocab_size:
+            raise ValueError(
+                f"`embedding_size` must be at least `vocab_size` ({self.vocab_size}), got {self.embedding_size}."
+            )
+
+    def _check_token_ids(self) -> None:
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            for token_id in value if isinstance(value, list) else [value]:
+                if token_id is not None and not 0 <= token_id < self.embedding_size:
+                    raise ValueError(
+                        f"`{name}` must lie in the vocabulary, 0..{self.embedding_size - 1}, got {token_id}; "
+                        f"pass `{name}` of this model's tokenizer."
+                    )
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `config.json` with the full `auto_map`, whatever class was saved or loaded last."""
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -1,0 +1,361 @@
+"""The LLaDA model: noisy ids in, logits of the clean tokens out.
+
+A pre-norm Llama without a causal mask and without a time input.
+"""
+
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.utils import logging
+
+# transformers 4.57 takes from a local folder the files that this one names, and not those that they name in turn:
+# some of these imports only serve to name every file that `generate` needs.
+from .cache_llada import BlockCache
+from .canvas_llada import Canvas  # noqa: F401
+from .configuration_llada import LLaDAConfig
+from .diffusion_llada import NoisyBatch  # noqa: F401
+from .generation_config_llada import LLaDAGenerationConfig
+from .generation_llada import LLaDAGenerationMixin
+from .layers_llada import LLaDABlock, LLaDARMSNorm, Window, attention_mask_to_4d, rotary_tables
+from .plan_llada import Plan  # noqa: F401
+from .prompt_llada import check_prompt  # noqa: F401
+from .unmasking_llada import Proposer  # noqa: F401
+
+logger = logging.get_logger(__name__)
+
+
+class LLaDAPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of a LLaDA model: initialisation, saving, and what is supported."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LLaDABlock"]
+    _supports_sdpa = True
+    # Saving copies the code files beside the weights; the config writes the whole `auto_map`.
+    _auto_class = "AutoModel"
+    # Our losses divide by the whole optimizer step themselves; `Trainer` must not divide once more.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, but refuse weights that are cut off or incomplete.
+
+        transformers fills missing tensors with random numbers. To have that, pass `output_loading_info=True`: the
+        result is then (model, report), and the report names them.
+
+        Raises:
+            ValueError: for a corrupt weight file, and for missing tensors that no report was asked for.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        try:
+            model, report = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except Exception as error:
+            # By its name: Hub code imports nothing but torch and transformers.
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise ValueError(
+                f"The weights of `{pretrained_model_name_or_path}` cannot be loaded ({error}): a file is cut off or "
+                "corrupt. Download or save them again."
+            ) from error
+        if wants_report:
+            return model, report
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"The weights of `{pretrained_model_name_or_path}` lack {len(missing)} tensor(s), such as "
+                f"`{missing[0]}`. Download or save them again, or pass `output_loading_info=True` to have what is "
+                "missing initialised."
+            )
+        return model
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize embedding and head as in transformers, and the config's `embedding_size` with them."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.embedding_size = embeddings.num_embeddings
+        return embeddings
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise the weights of one module by `config.init_fn`.
+
+        Source: the configured "mitchell" rule of the official code base: truncated normal with standard deviation
+        1/sqrt(d_in), residual outputs divided by sqrt(2 (layer + 1)).
+        """
+        if isinstance(module, LLaDARMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            self._init_matrix(module.weight, getattr(module, "init_divisor", 1.0))
+
+    def _init_matrix(self, weight: Tensor, divisor: float) -> None:
+        is_normal, factor = self.config.init_fn == "normal", self.config.init_cutoff_factor
+        std = self.config.init_std if is_normal else weight.shape[-1] ** -0.5 / divisor
+        if is_normal and factor is None:
+            nn.init.normal_(weight, std=std)
+            return
+        cutoff = std * (factor or 3.0)
+        nn.init.trunc_normal_(weight, std=std, a=-cutoff, b=cutoff)
+
+
+class LLaDAModel(LLaDAPreTrainedModel):
+    """The Transformer: noisy ids to hidden states. It holds the head's weight too, as official checkpoints do."""
+
+    _tied_weights_keys = {"transformer.ff_out.weight": "transformer.wte.weight"}
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__(config)
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.embedding_size, config.d_model),
+                "blocks": nn.ModuleList(LLaDABlock(config, i) for i in range(config.n_layers)),
+                "ln_f": LLaDARMSNorm(config.d_model, config.rms_norm_eps),
+                "ff_out": nn.Linear(config.d_model, config.embedding_size, bias=False),
+            }
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, `transformer.wte`."""
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head, `transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
+        return self.transformer.ff_out
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the head."""
+        self.transformer.ff_out = value
+
+    def forward(
+        self,
+        input_ids: Optional[Tensor] = None,
+        attention_mask: Optional[Tensor] = None,
+        position_ids: Optional[Tensor] = None,
+        inputs_embeds: Optional[Tensor] = None,
+        past_key_values: Optional[BlockCache] = None,
+        logits_window: Optional[Window] = None,
+        output_hidden_states: Optional[bool] = None,
+        output_attentions: Optional[bool] = None,
+        return_dict: Optional[bool] = None,
+    ) -> Union[tuple, BaseModelOutput]:
+        """Run the Transformer without the head.
+
+        Args:
+            input_ids: ids that may hold mask tokens; int64 [batch, seq]. Exactly one of it and `inputs_embeds`.
+            attention_mask: see `attention_mask_to_4d`. None attends to everything.
+            position_ids: position of each token; int64 [batch or 1, seq]. None is 0..seq-1 in every row.
+            inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
+            past_key_values: a `BlockCache` whose window holds the given positions; `attention_mask` then covers all
+                its columns, and `position_ids` must be given.
+            logits_window: (start, end): return these positions only; the last block computes no others.
+            output_hidden_states: also return the embeddings and every block's output (the last one normed).
+            output_attentions: also return attention weights; needs `attn_implementation="eager"`.
+            return_dict: a tuple instead of an output object if False.
+
+        Returns:
+            `BaseModelOutput`: `last_hidden_state` [batch, seq or end - start, d_model], `hidden_states` and
+            `attentions`, tuples of full-length tensors if asked for.
+
+        Raises:
+            ValueError: for no or two inputs, a mask of another rank, attentions of an implementation without any.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f'`output_attentions=True` needs `attn_implementation="eager"`, got '
+                f"{self.config._attn_implementation!r}; load the model with "
+                f'`from_pretrained(..., attn_implementation="eager")`.'
+            )
+        keeps_all = bool(output_hidden_states or output_attentions)
+        hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        length = hidden_states.shape[1]
+        if length > self.config.max_sequence_length:
+            logger.warning_once(
+                f"The sequence has {length} positions, more than `max_sequence_length` "
+                f"({self.config.max_sequence_length}); the model was not trained on such lengths. Shorten the input."
+            )
+        if position_ids is None:
+            position_ids = torch.arange(length, device=hidden_states.device)[None]
+        rotary = rotary_tables(position_ids, self.transformer.blocks[0].head_dim, self.config.rope_theta)
+        mask = attention_mask_to_4d(attention_mask)
+
+        all_hidden_states: tuple[Tensor, ...] = (hidden_states,)
+        all_attentions: tuple[Optional[Tensor], ...] = ()
+        last = len(self.transformer.blocks) - 1
+        for index, block in enumerate(self.transformer.blocks):
+            window = logits_window if index == last and not keeps_all else None
+            hidden_states, attention = block(hidden_states, rotary, mask, window, past_key_values)
+            if index < last:
+                all_hidden_states += (hidden_states,)
+            all_attentions += (attention,)
+        hidden_states = self.transformer.ln_f(hidden_states)
+        all_hidden_states += (hidden_states,)
+        if keeps_all and logits_window is not None:
+            hidden_states = hidden_states[:, slice(*logits_window)]
+        output = BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=all_hidden_states if output_hidden_states else None,
+            attentions=all_attentions if output_attentions else None,
+        )
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _wants_dict(self, return_dict: Optional[bool]) -> bool:
+        return bool(self.config.return_dict if return_dict is None else return_dict)
+
+
+class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
+    """LLaDA with its head: predicts every masked token at once, and generates text by diffusion (`generate`).
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from modeling_llada import LLaDAConfig, LLaDAModelLM
+    >>> config = LLaDAConfig(d_model=32, n_layers=2, n_heads=4, mlp_hidden_size=64, vocab_size=100, mask_token_id=99,
+    ...                      eos_token_id=0, pad_token_id=0)
+    >>> model = LLaDAModelLM(config).eval()
+    >>> noisy = torch.tensor([[5, 99, 7]])
+    >>> model(noisy).logits.shape
+    torch.Size([1, 3, 100])
+    >>> model(noisy, logits_positions=noisy == 99).logits.shape
+    torch.Size([1, 100])
+
+    ```
+    """
+
+    generation_config_class = LLaDAGenerationConfig
+    _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
+
+    def __init__(self, config: LLaDAConfig):
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        # A class name without a known head would fall back to the shifted loss of causal models.
+        self.loss_type = "ForMaskedLM"
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding, `model.transformer.wte`."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head, `model.transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
+        return self.model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the head."""
+        self.model.set_output_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Optional[Tensor] = None,
+        attention_mask: Optional[Tensor] = None,
+        position_ids: Optional[Tensor] = None,
+        inputs_embeds: Optional[Tensor] = None,
+        labels: Optional[Tensor] = None,
+        past_key_values: Optional[BlockCache] = None,
+        use_cache: Optional[bool] = None,
+        logits_positions: Optional[Tensor] = None,
+        logits_window: Optional[Window] = None,
+        output_hidden_states: Optional[bool] = None,
+        output_attentions: Optional[bool] = None,
+        return_dict: Optional[bool] = None,
+    ) -> Union[tuple, MaskedLMOutput]:
+        """Predict the clean tokens from noisy ones.
+
+        Args:
+            input_ids: ids that may hold mask tokens; int64 [batch, seq].
+            attention_mask: nonzero at valid positions; [batch, seq], or 4-D (see `attention_mask_to_4d`).
+            position_ids: int64 [batch or 1, seq]. None is 0..seq-1.
+            inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
+            labels: clean ids, -100 where nothing is to be learnt; int64 [batch, seq]. Labels are never shifted, and
+                only masked positions count: the mean cross-entropy over labelled positions that hold the mask token
+                (over all labelled ones if `inputs_embeds` is given). The weighted losses of training are in
+                `llada_training`.
+            past_key_values: a `BlockCache` of `cache_llada.py`, as `generate` uses it (see `LLaDAModel.forward`).
+                The caches of transformers hold a finished past, which a bidirectional model does not have.
+            use_cache: not supported; None or False.
+            logits_positions: score these positions only; bool [batch, seq]. `logits` is then [num_selected, vocab],
+                rows in the order of the mask.
+            logits_window: (start, end): nothing outside is scored, and the last block skips it. With
+                `logits_positions`, the positions must lie inside.
+            output_hidden_states: return the embeddings and all blocks' outputs.
+            output_attentions: return attention weights; needs `attn_implementation="eager"`.
+            return_dict: a tuple instead of an output object if False.
+
+        Returns:
+            `MaskedLMOutput` with `loss` (if `labels`), `logits` [batch, seq, embedding_size] (or fewer, see above),
+            `hidden_states`, `attentions`.
+
+        Raises:
+            ValueError: for labels without any masked position (the model would learn to copy its input), labels
+                together with partial logits, and caches.
+        """
+        if use_cache or not (past_key_values is None or hasattr(past_key_values, "set_window")):
+            raise ValueError(
+                "`use_cache=True` and the caches of transformers are not supported by `forward`: every position "
+                "attends to every other one, so no key is final before the text is. Leave them out; `generate` has "
+                '`cache="prefix"` and `cache="dual"`.'
+            )
+        if labels is not None and (logits_positions is not None or logits_window is not None):
+            raise ValueError(
+                "`labels` need the logits of all positions; pass either `labels`, or `logits_positions` and your own "
+                "loss."
+            )
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            logits_window=logits_window,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state
+        if logits_positions is not None:
+            # A model spread over devices ends on another one than it began.
+            is_scored = logits_positions[:, slice(*logits_window or (None,))].to(hidden_states.device)
+            hidden_states = hidden_states[is_scored]
+        logits = self.get_output_embeddings()(hidden_states)
+        output = MaskedLMOutput(
+            loss=None if labels is None else self._masked_loss(logits, labels, input_ids),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+
+    def _masked_loss(self, logits: Tensor, labels: Tensor, input_ids: Optional[Tensor]) -> Tensor:
+        """Mean cross-entropy over labelled positions that hold the mask token, without any shift; float32 scalar."""
+        is_scored = labels != -100
+        if input_ids is not None:
+            is_scored = is_scored & (input_ids == self.config.mask_token_id)
+        if not is_scored.any():
+            raise ValueError(
+                "`labels` were given, but no labelled position of `input_ids` holds the mask token "
+                f"(`mask_token_id`={self.config.mask_token_id}): a bidirectional model would only learn to copy its "
+                "input. Mask the input first (`modeling_llada.diffusion_llada.add_noise`), or train with "
+                "`LLaDASFTTrainer` or `LLaDAPretrainingTrainer` of `llada_training`, which do."
+            )
+        is_scored, labels = is_scored.to(logits.device), labels.to(logits.device)
+        return F.cross_entropy(logits[is_scored].float(), labels[is_scored])

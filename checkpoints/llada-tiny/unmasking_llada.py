@@ -1,0 +1,310 @@
+"""Which predicted tokens to commit: candidates, confidence measures and commit rules, on tensors only.
+
+Nothing here knows a model, a tokenizer or a config.
+
+Shape legend: B batch, L positions of a block, K positions scored (masked ones, rows one after the other),
+V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Optional, Union
+
+import torch
+from torch import Tensor
+
+
+def low_confidence(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
+    """Probability of each candidate under the model, in [0, 1]: commit the most probable, remask the rest.
+
+    The mask token keeps its share of the distribution, as in the released sampler.
+
+    Args:
+        logits: float32 [num_scored, vocab].
+        candidates: int64 [num_scored].
+        mask_token_id: not used; the measures share one signature.
+
+    Returns:
+        float32 [num_scored].
+
+    Source: LLaDA (arXiv:2502.09992), section 2.4, low-confidence remasking.
+    """
+    chosen = logits.gather(-1, candidates[:, None])[:, 0]
+    return (chosen - logits.logsumexp(-1)).exp()
+
+
+def margin(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
+    """Probability of the best token minus that of the second best, in [0, 1]; the mask token is left out.
+
+    Args and result are those of `low_confidence`; the candidates do not enter.
+
+    Source: Kim et al., Train for the Worst, Plan for the Best (arXiv:2502.06768), top probability margin.
+    """
+    best = _proposable(logits, mask_token_id).softmax(-1).topk(2, dim=-1).values
+    return best[:, 0] - best[:, 1]
+
+
+def entropy(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
+    """One minus the prediction's entropy over its maximum, in [0, 1]; the mask token is left out.
+
+    Args and result are those of `low_confidence`; the candidates do not enter.
+
+    Source: the ordering of Ben-Hamu et al., EB-Sampler (arXiv:2505.24857), scaled to the range of the other measures.
+    """
+    return 1.0 - prediction_entropy(logits, mask_token_id) / math.log(logits.shape[-1] - 1)
+
+
+def prediction_entropy(logits: Tensor, mask_token_id: int) -> Tensor:
+    """Entropy of the prediction in nats, the mask token left out.
+
+    Args:
+        logits: float32 [num_scored, vocab].
+        mask_token_id: left out.
+
+    Returns:
+        float32 [num_scored].
+    """
+    return torch.special.entr(_proposable(logits, mask_token_id).softmax(-1)).sum(-1)
+
+
+# `remasking` names one of these, or `random`: a uniform number instead of a measure.
+CONFIDENCE_MEASURES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "low_confidence": low_confidence,
+    "margin": margin,
+    "entropy": entropy,
+}
+REMASKING = (*CONFIDENCE_MEASURES, "random")
+
+
+@dataclass(frozen=True)
+class Proposer:
+    """Turns logits into one candidate per position and a confidence in it.
+
+    Attributes:
+        mask_token_id: never proposed.
+        measure: one of `REMASKING`.
+        warp: maps (ids, logits) to the logits to draw from, e.g. a `LogitsProcessorList`; None takes the most
+            probable token.
+        needs_entropy: whether to compute the entropies too.
+        suppressed_ids: tokens that are never proposed and hold no probability (the paper's App. B.4, `logits_eos_inf`).
+        last_ids: tokens that may be proposed but with no confidence, so that they are committed last
+            (App. B.4, `confidence_eos_eot_inf`).
+    """
+
+    mask_token_id: int
+    measure: str = "low_confidence"
+    warp: Optional[Callable[[Optional[Tensor], Tensor], Tensor]] = None
+    needs_entropy: bool = False
+    suppressed_ids: tuple[int, ...] = ()
+    last_ids: tuple[int, ...] = ()
+
+    def __call__(
+        self, logits: Tensor, candidate_draws: Optional[Tensor] = None, order_draws: Optional[Tensor] = None
+    ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Choose a candidate at each scored position.
+
+        Args:
+            logits: [num_scored, vocab]; may be overwritten.
+            candidate_draws: uniforms in [0, 1); [num_scored]. Needed if `warp` is given.
+            order_draws: uniforms in [0, 1); [num_scored]. Needed if `measure` is `random`.
+
+        Returns:
+            Candidates, int64 [num_scored]; confidences, float32 [num_scored]; entropies of the predictions in nats,
+            float32 [num_scored], or None.
+        """
+        logits = logits.float()
+        if self.suppressed_ids:
+            logits[:, list(self.suppressed_ids)] = -torch.inf
+        proposable = _proposable(logits, self.mask_token_id)
+        if self.warp is None:
+            candidates = proposable.argmax(-1)
+        else:
+            candidates = sample(self.warp(None, proposable), candidate_draws)
+        entropies = prediction_entropy(logits, self.mask_token_id) if self.needs_entropy else None
+        if self.measure == "random":
+            return candidates, order_draws, entropies
+        if self.last_ids:
+            logits[:, list(self.last_ids)] = -torch.inf
+        return candidates, CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id), entropies
+
+
+def _proposable(logits: Tensor, mask_token_id: int) -> Tensor:
+    """The logits without the mask token; a copy."""
+    proposable = logits.clone()
+    proposable[:, mask_token_id] = -torch.inf
+    return proposable
+
+
+def sample(logits: Tensor, draws: Tensor) -> Tensor:
+    """Draw from softmax(logits) by inverting the cumulative distribution at one uniform per row.
+
+    The result has the distribution of the released sampler's Gumbel-max at a fraction of its work.
+
+    Args:
+        logits: float32 [num_scored, vocab]; -inf is never drawn.
+        draws: uniforms in [0, 1); [num_scored].
+
+    Returns:
+        int64 [num_scored].
+    """
+    cumulative = logits.softmax(-1).cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    drawn = torch.searchsorted(cumulative, draws[:, None] * total, right=True)
+    # Rounding may carry a draw close to 1 past the last token that has probability.
+    last = torch.searchsorted(cumulative, total)
+    return torch.minimum(drawn, last)[:, 0]
+
+
+def schedule_share(num_masked: Tensor, steps_left: Union[int, Tensor]) -> Tensor:
+    """Tokens that this step must commit so that the remaining steps suffice: 7 over 3 steps are 3, 2, 2.
+
+    Args:
+        num_masked: masked positions of the block; int64 [batch].
+        steps_left: steps that the block still has, this one included, at least 1; one number, or int64 [batch].
+
+    Returns:
+        int64 [batch].
+
+    Source: LLaDA (arXiv:2502.09992), linear schedule: every step commits equally many, larger shares first.
+    """
+    return -(-num_masked // steps_left)
+
+
+def least_confident(confidence: Tensor, share: float) -> Tensor:
+    """Mark a share of the committed tokens, the least confident ones, to be masked again.
+
+    Args:
+        confidence: confidence with which each token was committed, inf where none may be masked again;
+            float32 [batch, block].
+        share: in [0, 1); the count is rounded down.
+
+    Returns:
+        bool [batch, block].
+
+    Source: Wang et al., ReMDM (arXiv:2503.00307), remasking by confidence, here without its random draw.
+    """
+    counts = (confidence.isfinite().sum(-1) * share).long()
+    return most_confident(-confidence, counts)
+
+
+def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:
+    """Mark the `counts` most confident positions of each row; the earlier position wins a tie.
+
+    Args:
+        confidence: -inf where nothing may be committed; float32 [batch, block].
+        counts: positions to mark, at most the finite ones; int64 [batch].
+
+    Returns:
+        bool [batch, block], `counts` per row.
+    """
+    order = confidence.argsort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(dim=-1)
+    return rank < counts[:, None]
+
+
+@dataclass(frozen=True)
+class CommitRule:
+    """How many of the most confident tokens a pass commits beyond the schedule's share; none of them here.
+
+    A rule only counts: the tokens are always the most confident ones, and at least the schedule's share (or one).
+
+    Attributes:
+        value: the rule's parameter.
+    """
+
+    value: float = 0.0
+    # Whether `count` reads the entropies.
+    needs_entropy = False
+
+    def __call__(self, confidence: Tensor, at_least: Tensor, entropies: Optional[Tensor] = None) -> Tensor:
+        """Mark the tokens to commit.
+
+        Args:
+            confidence: -inf where nothing may be committed; float32 [batch, block].
+            at_least: tokens that the pass commits in any case, if so many are masked; int64 [batch].
+            entropies: entropy of each prediction in nats, 0 where nothing may be committed; float32 [batch, block].
+
+        Returns:
+            bool [batch, block].
+        """
+        ranked, order = confidence.sort(dim=-1, descending=True, stable=True)
+        is_allowed = self.is_allowed(ranked, None if entropies is None else entropies.gather(-1, order))
+        # Every rule holds for a prefix of the ranking.
+        counts = torch.maximum((is_allowed & ranked.isfinite()).sum(-1), at_least)
+        return most_confident(confidence, counts) & confidence.isfinite()
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """Whether the rule allows to commit the first n tokens, for n = 1..block.
+
+        Args:
+            ranked: confidences from the highest to the lowest; float32 [batch, block].
+            entropies: in the same order; float32 [batch, block], or None.
+
+        Returns:
+            bool [batch, block]; True, then False.
+        """
+        return torch.zeros_like(ranked, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Threshold(CommitRule):
+    """Commit every token whose confidence reaches `value`, in (0, 1].
+
+    Source: Fast-dLLM (arXiv:2505.22618), confidence-aware parallel decoding.
+    """
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return ranked >= self.value
+
+
+@dataclass(frozen=True)
+class Factor(CommitRule):
+    """Commit the largest n with (n + 1) (1 - c_n) < `value`, where c_n is the n-th highest confidence.
+
+    Source: Fast-dLLM (arXiv:2505.22618), factor-based decoding.
+    """
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return (_ranks(ranked) + 1) * (1 - ranked) < self.value
+
+
+@dataclass(frozen=True)
+class Frechet(CommitRule):
+    """Commit the largest n with c_1 + … + c_n - (n - 1) - (1 - c_n) > `value`: a bound on the joint probability.
+
+    Source: Fast-dLLM++, Fréchet profile.
+    """
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return ranked.cumsum(-1) - (_ranks(ranked) - 1) - (1 - ranked) > self.value
+
+
+@dataclass(frozen=True)
+class EntropyBound(CommitRule):
+    """Commit the largest n whose entropies sum, without the largest, to at most `value` nats.
+
+    Source: Ben-Hamu et al., EB-Sampler (arXiv:2505.24857).
+    """
+
+    needs_entropy = True
+
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+        """See `CommitRule.is_allowed`."""
+        return entropies.cumsum(-1) - entropies.cummax(-1).values <= self.value
+
+
+def _ranks(ranked: Tensor) -> Tensor:
+    return torch.arange(1, ranked.shape[-1] + 1, device=ranked.device)
+
+
+# The option of each parallel rule.
+COMMIT_RULES: dict[str, type[CommitRule]] = {
+    "threshold": Threshold,
+    "factor": Factor,
+    "frechet": Frechet,
+    "entropy_bound": EntropyBound,
+}
