@@ -18,7 +18,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 SEED = 0
 NUM_TEXTS = 96
-MIN_CHARACTERS, MAX_CHARACTERS = 100, 200
+# Of similar length, so that little of a batch is padding.
+MIN_CHARACTERS, MAX_CHARACTERS = 110, 160
 # The beginning of a sentence of the quiz, its answer, and how many of the kind are taken.
 FACTS = {
     "capital": (r"(The capital of .+ is) (.+)\.", 40),

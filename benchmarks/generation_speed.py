@@ -8,6 +8,7 @@ All run on the same random weights, in turn. An option that is exact must produc
 """
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -129,7 +130,7 @@ def make_runs(model: LLaDAModelLM, prompt: Tensor, args: argparse.Namespace, nam
 
     runs: dict[str, Run] = {PLAIN: lambda: plain_generate(model, prompt, args.length, **common)}
     for name in names:
-        runs[name] = lambda options=options_named(name): run_generate(options)
+        runs[name] = functools.partial(run_generate, options_named(name))
     return runs
 
 

@@ -80,7 +80,9 @@ def measure_in_process(args: argparse.Namespace, mode: str, tokens: int, block: 
     child = [sys.executable, *sys.argv, "--case", case]
     done = subprocess.run(child, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
     if done.returncode != 0:
-        raise SystemExit(f"{mode} with {tokens} tokens failed; with fewer `--tokens` it needs less memory.\n{done.stderr}")
+        raise SystemExit(
+            f"{mode} with {tokens} tokens failed; with fewer `--tokens` it needs less memory.\n{done.stderr}"
+        )
     result = json.loads(done.stdout.splitlines()[-1])
     added = result["peak_mib"] - result["before_mib"]
     return {**result, "added_mib": added, "added_per_scored_logits": added / result["scored_logits_mib"]}

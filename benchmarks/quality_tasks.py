@@ -50,11 +50,13 @@ class Infilling:
     """
 
     name = "infilling"
+    # Blocks for a cache to keep something of.
+    num_blocks = 4
 
     def __init__(self, model: Any, tokenizer: Any, num_texts: int, num_seeds: int):
         texts = [line["text"] for line in read_lines("heldout.jsonl", num_texts)]
         encoded = tokenizer(texts, return_tensors="pt", padding=True)
-        self.model, self.num_seeds = model, num_seeds
+        self.model, self.num_seeds, self.num_columns = model, num_seeds, encoded["input_ids"].shape[1]
         self.ids = encoded["input_ids"].repeat(num_seeds, 1)
         self.attention_mask = encoded["attention_mask"].bool().repeat(num_seeds, 1)
         patterns = [mask_half(encoded["attention_mask"].bool(), seed) for seed in range(num_seeds)]
@@ -70,9 +72,7 @@ class Infilling:
     def _run_batch(self, rows: slice, options: dict[str, Any]) -> Values:
         ids, mask, is_masked = self.ids[rows], self.attention_mask[rows], self.is_masked[rows]
         generator = torch.Generator(ids.device).manual_seed(rows.start)
-        output = self.model.infill(
-            self.noisy[rows], mask, generator=generator, return_dict_in_generate=True, **options
-        )  # fmt: skip
+        output = self.model.infill(self.noisy[rows], mask, generator=generator, return_dict_in_generate=True, **options)
         num_masked = is_masked.sum(-1)
         is_right = (output.sequences == ids) & is_masked
         return {
@@ -93,6 +93,8 @@ class Answering:
     """
 
     name = "answering"
+    num_blocks = 2
+    num_columns = ANSWER_LENGTH
 
     def __init__(self, model: Any, tokenizer: Any, num_facts: int):
         self.model, self.tokenizer = model, tokenizer
@@ -100,7 +102,9 @@ class Answering:
 
     def __call__(self, **options: Any) -> Values:
         """Continue every fact and score it; float32 [facts] each."""
-        batches = [self._run_batch(self.facts[start : start + BATCH], options) for start in range(0, len(self.facts), BATCH)]
+        batches = [
+            self._run_batch(self.facts[start : start + BATCH], options) for start in range(0, len(self.facts), BATCH)
+        ]
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
     def _run_batch(self, facts: list[dict[str, Any]], options: dict[str, Any]) -> Values:

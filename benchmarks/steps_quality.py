@@ -12,12 +12,12 @@ per pass, are taken item by item. Usage:
 import argparse
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from quality_tasks import ANSWER_LENGTH, Answering, Infilling, Values, summary
+from quality_tasks import Answering, Infilling, Values, summary
 from report import command, machine, table, write_json
 from transformers import PreTrainedTokenizerFast
 
@@ -28,7 +28,7 @@ from modeling_llada.tokenization_llada import prepare_tokenizer
 # Steps of the fixed schedule. A text has about 17 masks and an answer 16; None is one token per pass.
 SCHEDULES = (None, 12, 8, 4, 2, 1)
 RULES: dict[str, tuple[float, ...]] = {
-    "threshold": (0.95, 0.9, 0.7, 0.5, 0.3),
+    "threshold": (0.9, 0.7, 0.5, 0.3),
     "factor": (0.5, 1.0, 2.0, 4.0),
     "frechet": (0.5, 0.25, 0.0),
     "entropy_bound": (0.1, 0.5, 2.0, 8.0),
@@ -38,8 +38,6 @@ MEASURE_STEPS = (None, 8, 4)
 REMASK_RATES = (0.1, 0.25, 0.5)
 REMASK_STEPS = (16, 8)
 CACHE_STEPS = (None, 8)
-# Blocks that give a cache something to keep: an answer has two of them, a text up to four.
-CACHE_BLOCKS = {"infilling": 16, "answering": 8}
 CACHES: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": {"cache": "prefix"},
@@ -51,7 +49,7 @@ ANSWER_CACHES: dict[str, dict[str, Any]] = {
     "dual, frozen prompt": {"cache": "dual", "freeze_prompt": True},
     "suffix window": {"suffix_window": 0},
 }
-ALL_TASKS = ("infilling", "answering")
+ALL_TASKS = (Infilling.name, Answering.name)
 
 
 @dataclass(frozen=True)
@@ -62,26 +60,25 @@ class Setting:
         group: `rules`, `measures`, `remasking` or `caches`.
         line: the curve it belongs to.
         options: options of `generate` and `infill`.
-        blocks: block length of each task; without one, everything is one block.
+        in_blocks: whether the masks are cut into blocks, so that a cache has something to keep; else all is one block.
         tasks: tasks it is run on.
     """
 
     group: str
     line: str
     options: dict[str, Any]
-    blocks: dict[str, int] = field(default_factory=dict)
+    in_blocks: bool = False
     tasks: tuple[str, ...] = ALL_TASKS
 
-    def options_for(self, task: str) -> dict[str, Any]:
+    def options_for(self, task: Any) -> dict[str, Any]:
         """The options with the task's block length."""
-        whole = {"block_length": ANSWER_LENGTH} if task == Answering.name else {}
-        block = {"block_length": self.blocks[task]} if self.blocks else whole
-        return {**self.options, **block}
+        num_blocks = task.num_blocks if self.in_blocks else 1
+        return {**self.options, "block_length": -(-task.num_columns // num_blocks)}
 
     def label(self) -> str:
         """The options in words."""
         words = ", ".join(f"{name}={value}" for name, value in self.options.items()) or "one token per pass"
-        return f"{words}, in blocks" if self.blocks else words
+        return f"{words}, in blocks" if self.in_blocks else words
 
 
 def with_steps(steps: int | None) -> dict[str, Any]:
@@ -105,7 +102,7 @@ def make_settings(groups: list[str]) -> list[Setting]:
     ]
     for lines, tasks in ((CACHES, ALL_TASKS), (ANSWER_CACHES, (Answering.name,))):
         settings += [
-            Setting("caches", line, {**options, **with_steps(steps)}, CACHE_BLOCKS, tasks)
+            Setting("caches", line, {**options, **with_steps(steps)}, True, tasks)
             for line, options in lines.items()
             for steps in CACHE_STEPS
         ]
@@ -127,7 +124,7 @@ def measure_all(settings: list[Setting], tasks: list[Any]) -> list[dict[str, Any
         result = {"group": setting.group, "line": setting.line, "label": setting.label(), "options": setting.options}
         for task in tasks:
             if task.name in setting.tasks:
-                values = task(**setting.options_for(task.name))
+                values = task(**setting.options_for(task))
                 reference = references.setdefault(task.name, values)
                 result[task.name] = {name: summary(values[name], reference[name]) for name in values}
         results.append(result)
@@ -192,7 +189,7 @@ def parse_arguments() -> argparse.Namespace:
     groups = ("rules", "measures", "remasking", "caches")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="a LLaDA checkpoint; the bundled one if unset")
-    for name, default in (("texts", 32), ("seeds", 3), ("facts", 128), ("threads", 2)):
+    for name, default in (("texts", 32), ("seeds", 2), ("facts", 96), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--groups", default=",".join(groups), help="list of groups of settings to run")
     parser.add_argument("--quick", action="store_true", help="a few items and settings only, to see that all runs")
@@ -231,7 +228,9 @@ def main() -> None:
         args.json,
     )
     if args.plot:
-        plot(results, args.plot, f"{Path(args.model).name}: {args.texts} texts × {args.seeds} masks, {args.facts} facts")
+        plot(
+            results, args.plot, f"{Path(args.model).name}: {args.texts} texts × {args.seeds} masks, {args.facts} facts"
+        )
 
 
 if __name__ == "__main__":

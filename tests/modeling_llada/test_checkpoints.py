@@ -46,16 +46,18 @@ def without(*tensors: str) -> Callable[[Path], None]:
 
 
 SHARD = "model-00003-of-00005.safetensors"
+WEIGHTS = "model.safetensors"
+# What happened to which folder, and how the error reads.
 DAMAGES = {
     "no config": ("mha", remove("config.json"), OSError, r"mha` has no `config\.json`; download or copy"),
     "cut config": ("mha", cut_off("config.json"), OSError, r"mha/config\.json' is not a valid JSON file"),
-    "no weights": ("mha", remove("model.safetensors"), OSError, r"no file named .*model\.safetensors.* in directory .*mha"),
-    "no shard": ("mha_sharded", remove(SHARD), OSError, rf"mha_sharded/{SHARD}"),
-    "cut weights": ("mha", cut_off("model.safetensors"), ValueError, r"weights of `.*mha` cannot be loaded \(.*save them again"),
+    "no weights": ("mha", remove(WEIGHTS), OSError, r"no file named .*model\.safetensors.* directory .*mha"),
+    "no shard": ("mha_sharded", remove(SHARD), OSError, f"mha_sharded/{SHARD}"),
+    "cut weights": ("mha", cut_off(WEIGHTS), ValueError, r"`.*mha` cannot be loaded \(.*Download or save them again"),
     "cut shard": ("mha_sharded", cut_off(SHARD), ValueError, "weights of `.*mha_sharded` cannot be loaded"),
-    "no tensor": ("mha", without(PROJECTION), ValueError, rf"weights of `.*mha` lack 1 tensor\(s\), such as `{PROJECTION}`"),
-    "no head": ("mha", without(HEAD, PROJECTION), ValueError, r"lack 2 tensor\(s\), .*output_loading_info=True"),
-}  # fmt: skip
+    "no tensor": ("mha", without(PROJECTION), ValueError, rf"`.*mha` lack 1 tensor\(s\), such as `{PROJECTION}`"),
+    "no head": ("mha", without(HEAD, PROJECTION), ValueError, r"lack 2 tensor\(s\), .*`output_loading_info=True`"),
+}
 
 
 @pytest.mark.parametrize("name, damage, error, message", DAMAGES.values(), ids=DAMAGES.keys())
@@ -126,7 +128,9 @@ def test_resizing_the_model_without_head_resizes_its_head_weight_too(name) -> No
 
 
 @pytest.mark.parametrize("register", [LLaDAConfig, LLaDAModelLM], ids=["config", "model"])
-def test_saving_writes_every_auto_class_whatever_was_registered_last(register, tiny_model, tmp_path, monkeypatch) -> None:
+def test_saving_writes_every_auto_class_whatever_was_registered_last(
+    register, tiny_model, tmp_path, monkeypatch
+) -> None:
     monkeypatch.setattr(register, "_auto_class", register._auto_class)  # restores it afterwards
     register.register_for_auto_class(*([] if register is LLaDAConfig else ["AutoModelForCausalLM"]))
     tiny_model.config.auto_map = {"AutoModel": "somebody/repo--modeling_other.Other"}

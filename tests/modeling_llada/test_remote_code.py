@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerFast
 
-from modeling_llada import LLaDAModelLM
+import modeling_llada.modeling_llada as modeling
+from modeling_llada import LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
 from modeling_llada.tokenization_llada import prepare_tokenizer, save_tokenizer
 from tests.conftest import REFERENCE
@@ -34,28 +36,41 @@ CODE_FILES = {
 
 # Runs where `import modeling_llada` fails; prints one JSON object.
 STRANGER = """
-import json, os, sys
+import json, sys
 sys.modules["modeling_llada"] = sys.modules["llada_training"] = sys.modules["llada_cli"] = None
 import torch
 import transformers
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+torch.manual_seed(0)
+torch.set_grad_enabled(False)
+torch.set_num_threads(int(sys.argv[4]))
 folder, ids, again = sys.argv[1], torch.tensor(json.loads(sys.argv[2])), sys.argv[3]
+remote = {"trust_remote_code": True}
+
+
+def facts_of(model):
+    return {
+        "class": type(model).__name__,
+        "logits": [value.hex() for value in model.eval()(ids).logits.flatten().tolist()],
+        "answer": model.generate(ids[:, :3], max_new_tokens=8, block_length=4, do_sample=False).tolist(),
+        "options": model.generation_config.to_diff_dict(),
+    }
+
+
 result = {"version": transformers.__version__}
 for auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
-    model = auto.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-    with torch.no_grad():
-        logits = model(ids).logits
-    answer = model.generate(ids[:, :3], max_new_tokens=8, block_length=4, stop_at_eos=False)
-    result[auto.__name__] = {"class": type(model).__name__, "answer": answer.tolist()}
-result["logits"] = [value.hex() for value in logits.flatten().tolist()]
-result["options"] = {name: getattr(model.generation_config, name) for name in ("temperature", "top_k", "steps")}
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = auto.from_pretrained(folder, dtype=torch.float32, **remote)
+    result[auto.__name__] = facts_of(model)
+model.save_pretrained(again)
+result["saved again"] = facts_of(AutoModel.from_pretrained(again, dtype=torch.float32, **remote))
+fresh = AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder, **remote), **remote)
+result["deviation"] = fresh.get_input_embeddings().weight.std().item()
+tokenizer = AutoTokenizer.from_pretrained(folder, **remote)
 result["tokens"] = tokenizer("a river is", add_special_tokens=False)["input_ids"]
 result["chat"] = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
-fill = pipeline("fill-mask", model=folder, trust_remote_code=True)
-result["filled"] = len(fill("a river <|mdm_mask|> long", top_k=3))
-model.save_pretrained(again)
+fill = pipeline("fill-mask", model=folder, **remote)
+result["filled"] = [choice["token"] for choice in fill("a river <|mdm_mask|> long", top_k=3)]
 print(json.dumps(result))
 """
 
@@ -72,37 +87,58 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-def run_stranger(python: Path | str, folder: Path, tmp_path: Path) -> dict:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def run_stranger(python: Path | str, folder: Path, work: Path) -> tuple[dict, Path]:
+    """What a process without this package finds in `folder`, and the folder that it saved."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(work), "HF_HOME": str(work / "hf")}
+    environment |= {"HF_HUB_OFFLINE": "1"}
+    # The number of threads decides how sums are grouped, hence the last bits.
+    arguments = [str(folder), json.dumps(IDS), str(work / "again"), str(torch.get_num_threads())]
     process = subprocess.run(
-        [str(python), "-I", "-c", STRANGER, str(folder), json.dumps(IDS), str(tmp_path / "again")],
-        cwd=tmp_path,
+        [str(python), "-I", "-c", STRANGER, *arguments],
+        cwd=work,
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    return json.loads(process.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1]), work / "again"
 
 
-def assert_equals_installed(result: dict, folder: Path) -> None:
-    """The stranger's results are those of the installed class on the same folder, bit for bit."""
+def other_python() -> Path:
+    """The interpreter of the environment with the other transformers."""
+    name = ".venv" if transformers.__version__.startswith("4.") else ".venv-optimum"
+    python = ROOT / name / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"{name} is not there; `make setup setup-optimum` makes both environments")
+    return python
+
+
+@pytest.fixture(scope="module")
+def stranger(saved, tmp_path_factory) -> tuple[dict, Path]:
+    return run_stranger(sys.executable, saved, tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture(scope="module")
+def other(saved, tmp_path_factory) -> tuple[dict, Path]:
+    return run_stranger(other_python(), saved, tmp_path_factory.mktemp("other"))
+
+
+def options_of(config: LLaDAGenerationConfig) -> dict:
+    return {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+
+
+@torch.no_grad()
+def assert_equals_installed(facts: dict, folder: Path) -> None:
+    """The stranger's results are those of the installed class on `folder`, bit for bit."""
     model = LLaDAModelLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor(IDS)
-    with torch.no_grad():
-        logits = model(ids).logits.flatten().tolist()
-    torch.manual_seed(0)
-    assert result["logits"] == [value.hex() for value in logits]
-    assert result["options"] == {"temperature": 1.0, "top_k": 50, "steps": 4}
-    for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"):
-        assert result[auto]["class"] == "LLaDAModelLM"
-        assert len(result[auto]["answer"][0]) == 11
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    assert result["tokens"] == tokenizer("a river is", add_special_tokens=False)["input_ids"]
-    assert result["chat"].startswith("<|startoftext|><|start_header_id|>user<|end_header_id|>")
-    assert result["filled"] == 3
+    assert facts["class"] == "LLaDAModelLM"
+    assert facts["logits"] == [value.hex() for value in model(ids).logits.flatten().tolist()]
+    answer = model.generate(ids[:, :3], max_new_tokens=8, block_length=4, do_sample=False)
+    assert facts["answer"] == answer.tolist()
+    facts["options"].pop("transformers_version")
+    assert facts["options"] == options_of(model.generation_config)
 
 
 def test_a_folder_holds_weights_configs_and_the_code(saved) -> None:
@@ -118,40 +154,55 @@ def test_a_folder_holds_weights_configs_and_the_code(saved) -> None:
     assert json.loads((saved / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_a_process_without_this_package_loads_and_generates_and_saves_again(saved, tmp_path) -> None:
-    result = run_stranger(sys.executable, saved, tmp_path)
+def test_the_modelling_file_names_every_file_that_it_needs() -> None:
+    folder = Path(modeling.__file__).parent
+    named = re.findall(r"^from \.(\w+) import", (folder / "modeling_llada.py").read_text(), re.MULTILINE)
+    assert {f"{name}.py" for name in [*named, "modeling_llada"]} == CODE_FILES
+
+
+def test_a_process_without_this_package_loads_and_generates_by_every_auto_class(stranger, saved) -> None:
+    result, _ = stranger
     assert result["version"] == transformers.__version__
-    assert_equals_installed(result, saved)
-    again = tmp_path / "again"
-    assert {path.name for path in again.glob("*.py")} == {path.name for path in saved.glob("*.py")}
-    assert json.loads((again / "config.json").read_text())["auto_map"] == AUTO_MAP
-    (tmp_path / "other").mkdir()
-    for path in saved.glob("tokenizer*"):
-        (again / path.name).write_bytes(path.read_bytes())
-    (again / "chat_template.jinja").write_bytes((saved / "chat_template.jinja").read_bytes())
-    assert_equals_installed(run_stranger(sys.executable, again, tmp_path / "other"), again)
+    for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"):
+        assert_equals_installed(result[auto], saved)
 
 
-def other_python() -> Path:
-    """The interpreter of the environment with the other transformers."""
-    name = ".venv" if transformers.__version__.startswith("4.") else ".venv-optimum"
-    python = ROOT / name / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{name} is not there; `make setup setup-optimum` makes both environments")
-    return python
+def test_what_such_a_process_saves_is_as_whole_as_what_it_loaded(stranger, saved) -> None:
+    result, again = stranger
+    assert_equals_installed(result["saved again"], saved)
+    assert_same_code_and_auto_map(again, saved)
 
 
-def test_what_one_transformers_saves_the_other_loads_with_bit_equal_logits(saved, tmp_path) -> None:
-    result = run_stranger(other_python(), saved, tmp_path)
+def test_a_model_made_from_remote_code_and_a_config_is_initialised(stranger) -> None:
+    # "mitchell": 1/sqrt(64), less the 1.3 % that the cut takes.
+    assert stranger[0]["deviation"] == pytest.approx(0.987 / 8, rel=0.02)
+
+
+@torch.no_grad()
+def test_tokenizer_chat_template_and_fill_mask_work_without_this_package(stranger, saved) -> None:
+    result, _ = stranger
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(saved)
+    assert result["tokens"] == tokenizer("a river is", add_special_tokens=False)["input_ids"]
+    assert result["chat"] == "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+    ids = tokenizer("a river <|mdm_mask|> long", return_tensors="pt")["input_ids"]
+    logits = LLaDAModelLM.from_pretrained(saved, dtype=torch.float32).eval()(ids).logits
+    assert result["filled"] == logits[ids == 488].topk(3).indices[0].tolist()
+
+
+def test_what_one_transformers_saves_the_other_loads_with_bit_equal_logits(other, saved) -> None:
+    result, _ = other
     assert result["version"].split(".")[0] != transformers.__version__.split(".")[0]
-    assert_equals_installed(result, saved)
+    for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"):
+        assert_equals_installed(result[auto], saved)
 
 
-def test_what_the_other_transformers_saves_loads_here_with_bit_equal_logits(saved, tmp_path) -> None:
-    result = run_stranger(other_python(), saved, tmp_path)
-    model = LLaDAModelLM.from_pretrained(tmp_path / "again", dtype=torch.float32).eval()
-    with torch.no_grad():
-        logits = model(torch.tensor(IDS)).logits.flatten().tolist()
-    assert result["logits"] == [value.hex() for value in logits]
-    options = model.generation_config
-    assert (options.temperature, options.top_k, options.steps) == (1.0, 50, 4)
+def test_what_the_other_transformers_saves_loads_here_with_bit_equal_logits(other, saved) -> None:
+    result, again = other
+    assert_equals_installed(result["saved again"], again)
+    assert_same_code_and_auto_map(again, saved)
+
+
+def assert_same_code_and_auto_map(folder: Path, origin: Path) -> None:
+    for name in CODE_FILES:
+        assert (folder / name).read_bytes() == (origin / name).read_bytes(), name
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
