@@ -113,6 +113,9 @@ class LLaDAGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs: Any):
         metadata = {name: kwargs.pop(name) for name in METADATA if name in kwargs}
         options = {**DEFAULTS, **known_options(kwargs)}
+        if options["temperature"] is None:
+            # An empty temperature is the default, see `to_diff_dict`.
+            options["temperature"] = DEFAULTS["temperature"]
         for name, value in options.items():
             setattr(self, name, value)
         # The base class writes its own fields; it takes those that both have, and validates at its end.
