@@ -114,10 +114,9 @@ def test_the_version_stands_in_one_place():
 
 
 def test_the_bundled_model_carries_the_code_of_the_package():
-    bundled = ROOT / "checkpoints" / "llada-tiny"
     stale = [
         path.name
-        for path in bundled.glob("*.py")
+        for path in BUNDLED.glob("*.py")
         if path.read_text() != (ROOT / "modeling_llada" / path.name).read_text()
     ]
-    assert not stale, f"copy these from modeling_llada/ to {bundled.relative_to(ROOT)}/: {', '.join(sorted(stale))}"
+    assert not stale, f"copy these from modeling_llada/ to {BUNDLED.relative_to(ROOT)}/: {', '.join(sorted(stale))}"
