@@ -6,6 +6,7 @@
 Writes beside this file:
     heldout.jsonl   {"text", "source"} a line: texts the model was not trained on, of WordNet and the Bible in turn
     facts.jsonl     {"prompt", "answers", "kind"} a line: sentences the model was trained on, cut before their answer
+    kinds.json      the answers of all facts of a kind
 """
 
 import argparse
@@ -23,13 +24,13 @@ MIN_CHARACTERS, MAX_CHARACTERS = 110, 160
 # The beginning of a sentence of the quiz, its answer, and how many of the kind are taken.
 FACTS = {
     "capital": (r"(The capital of .+ is) (.+)\.", 40),
-    "chemical symbol": (r"(The chemical symbol for .+ is) (.+)\.", 10),
-    "atomic number": (r"(The atomic number of .+ is) (.+)\.", 10),
-    "baby": (r"(A baby .+ is called) (.+)\.", 12),
-    "group": (r"(A group of .+ is called) (.+)\.", 16),
+    "chemical symbol": (r"(The chemical symbol for .+ is) (.+)\.", 14),
+    "atomic number": (r"(The atomic number of .+ is) (.+)\.", 12),
+    "baby": (r"(A baby .+ is called) (.+)\.", 14),
+    "group": (r"(A group of .+ is called) (.+)\.", 24),
     "opposite": (r"(The opposite of .+ is) (.+)\.", 16),
-    "successor": (r"(After .+ came) (.+)\.", 12),
-    "president": (r"(The \d+\w\w President of the United States was) (.+)\.", 12),
+    "successor": (r"(After .+ came) (.+)\.", 4),
+    "president": (r"(The \d+\w\w President of the United States was) (.+)\.", 4),
 }
 
 Line = dict[str, object]
@@ -69,28 +70,33 @@ def held_out_texts(documents: list[dict]) -> list[Line]:
     return [{"text": text, "source": source} for pair in zip(*texts.values()) for source, text in zip(texts, pair)]
 
 
-def facts(documents: list[dict]) -> list[Line]:
-    """Sentences of the quiz, each beginning once with all the answers that the training data give to it."""
+def facts(documents: list[dict]) -> tuple[list[Line], dict[str, list[str]]]:
+    """Sentences of the quiz, each beginning once with all its answers; and the answers of all facts of a kind."""
     sentences = sorted({document["text"] for document in documents if document["source"] == "quiz"})
     lines: list[Line] = []
+    kinds: dict[str, list[str]] = {}
     for kind, (pattern, count) in FACTS.items():
         answers = defaultdict(list)
         for found in filter(None, (re.fullmatch(pattern, sentence) for sentence in sentences)):
             answers[found[1]].append(found[2])
+        kinds[kind] = sorted({answer for given in answers.values() for answer in given})
         for prompt in random.Random(SEED).sample(sorted(answers), count):
             lines.append({"prompt": prompt, "answers": answers[prompt], "kind": kind})
     random.Random(SEED).shuffle(lines)
-    return lines
+    return lines, kinds
 
 
 def main() -> None:
-    """Read the data, write the two files."""
+    """Read the data, write the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare_data.py")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder to write into; this file's if unset")
     args = parser.parse_args()
     write_jsonl(held_out_texts(read_jsonl(args.data / "validation.jsonl")), args.output / "heldout.jsonl")
-    write_jsonl(facts(read_jsonl(args.data / "corpus.jsonl")), args.output / "facts.jsonl")
+    lines, kinds = facts(read_jsonl(args.data / "corpus.jsonl"))
+    write_jsonl(lines, args.output / "facts.jsonl")
+    rows = [f"{json.dumps(kind)}: {json.dumps(answers, ensure_ascii=False)}" for kind, answers in kinds.items()]
+    (args.output / "kinds.json").write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

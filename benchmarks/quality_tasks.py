@@ -85,7 +85,11 @@ class Infilling:
 class Answering:
     """The beginning of a sentence the model was trained on is continued.
 
-    The values of a fact: right (1 if the continuation begins with a known answer, else 0), and passes.
+    The values of a fact:
+        right: 1 if the continuation begins with its answer, else 0. It asks for the knowledge of the model.
+        fitting: 1 if the continuation begins with the answer to any fact of its kind, such as some capital in place of
+            the capital asked for. It asks whether tokens chosen together form a word.
+        passes: forward passes of its row.
 
     Args:
         model, tokenizer: a LLaDA; the tokenizer pads at the left.
@@ -99,6 +103,7 @@ class Answering:
     def __init__(self, model: Any, tokenizer: Any, num_facts: int):
         self.model, self.tokenizer = model, tokenizer
         self.facts = read_lines("facts.jsonl", num_facts)
+        self.kinds = json.loads((FOLDER / "kinds.json").read_text(encoding="utf-8"))
 
     def __call__(self, **options: Any) -> Values:
         """Continue every fact and score it; float32 [facts] each."""
@@ -116,7 +121,12 @@ class Answering:
         )
         texts = self.tokenizer.batch_decode(output.sequences[:, ids.shape[1] :], skip_special_tokens=True)
         is_right = [is_answer(text, fact["answers"]) for text, fact in zip(texts, facts)]
-        return {"right": torch.tensor(is_right).float(), "passes": output.num_forward_passes.float()}
+        is_fitting = [is_answer(text, self.kinds[fact["kind"]]) for text, fact in zip(texts, facts)]
+        return {
+            "right": torch.tensor(is_right).float(),
+            "fitting": torch.tensor(is_fitting).float(),
+            "passes": output.num_forward_passes.float(),
+        }
 
 
 def mask_half(attention_mask: Tensor, seed: int) -> Tensor:

@@ -37,7 +37,8 @@ MEASURES = ("margin", "entropy", "random")
 MEASURE_STEPS = (None, 8, 4)
 REMASK_RATES = (0.1, 0.25, 0.5)
 REMASK_STEPS = (16, 8)
-CACHE_STEPS = (None, 8)
+# How the passes of a cache are counted: one token each, a schedule, a rule.
+CACHE_PACES: tuple[dict[str, Any], ...] = ({}, {"steps": 8}, {"factor": 2.0})
 CACHES: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": {"cache": "prefix"},
@@ -102,9 +103,9 @@ def make_settings(groups: list[str]) -> list[Setting]:
     ]
     for lines, tasks in ((CACHES, ALL_TASKS), (ANSWER_CACHES, (Answering.name,))):
         settings += [
-            Setting("caches", line, {**options, **with_steps(steps)}, True, tasks)
+            Setting("caches", line, {**options, **pace}, True, tasks)
             for line, options in lines.items()
-            for steps in CACHE_STEPS
+            for pace in CACHE_PACES
         ]
     return [settings[0], *(setting for setting in settings[1:] if setting.group in groups)]
 
@@ -135,12 +136,13 @@ def measure_all(settings: list[Setting], tasks: list[Any]) -> list[dict[str, Any
 
 def show(results: list[dict[str, Any]]) -> str:
     """The results as a table: means with their standard errors."""
-    head = ["", "passes per token", "accuracy", "consistency", "passes per answer", "facts right"]
+    head = ["", "passes per token", "accuracy", "consistency", "passes per answer", "fitting", "right"]
     columns = (
         ("infilling", "passes_per_token", 2),
         ("infilling", "accuracy", 3),
         ("infilling", "consistency", 2),
         ("answering", "passes", 1),
+        ("answering", "fitting", 3),
         ("answering", "right", 3),
     )
 
@@ -155,7 +157,7 @@ def show(results: list[dict[str, Any]]) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the rules: accuracy, consistency and facts against passes, one line each, bars of one standard error."""
+    """Draw the rules: three measures against passes, one line for each rule, bars of one standard error."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -164,7 +166,7 @@ def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
     panels = (
         ("infilling", "passes_per_token", "accuracy", "passes per token", "masked tokens filled in as they were"),
         ("infilling", "passes_per_token", "consistency", "passes per token", "consistency (nats per token)"),
-        ("answering", "passes", "right", "passes per answer", "facts right"),
+        ("answering", "passes", "fitting", "passes per answer", "answers of the right kind"),
     )
     rules = [result for result in results if result["group"] == "rules"]
     for axes, (task, x, y, x_label, y_label) in zip(figure.subplots(1, 3), panels):
@@ -176,7 +178,9 @@ def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
             )
             passes, means, errors = zip(*points)
             axes.errorbar(passes, means, errors, marker="o", markersize=4, linewidth=1, capsize=2, label=line)
-        axes.set(xlabel=x_label, ylabel=y_label, xscale="log")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.3g}")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.suptitle(title)
@@ -189,7 +193,7 @@ def parse_arguments() -> argparse.Namespace:
     groups = ("rules", "measures", "remasking", "caches")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="a LLaDA checkpoint; the bundled one if unset")
-    for name, default in (("texts", 32), ("seeds", 2), ("facts", 96), ("threads", 2)):
+    for name, default in (("texts", 32), ("seeds", 2), ("facts", 128), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--groups", default=",".join(groups), help="list of groups of settings to run")
     parser.add_argument("--quick", action="store_true", help="a few items and settings only, to see that all runs")

@@ -1,0 +1,282 @@
+"""The benchmarks run with tiny sizes, and their JSON holds what the documents quote."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REFERENCE
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+CHECKPOINT = REFERENCE / "checkpoints" / "mha"
+MACHINE = {"date", "cpu", "cores", "threads", "gpu", "load_average", "python", "torch", "transformers"}
+TINY_MODEL = ["--d-model", "32", "--layers", "2", "--heads", "2", "--mlp", "64", "--vocab", "512", "--threads", "1"]
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(FOLDER / script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+
+
+def result_of(script: str, path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The JSON that a script writes, checked for what all of them say, and what it prints."""
+    done = run(script, "--json", str(path), *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert set(result["machine"]) == MACHINE
+    assert result["command"].startswith("python ") and script in result["command"]
+    assert result["settings"]["threads"] == 1
+    return result, done.stdout
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a file of the folder, whose files import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = {path.stem for path in FOLDER.glob("*.py")}
+
+    def import_file(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield import_file
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+# --- generation_speed.py ---------------------------------------------------------------------------------------------
+
+
+def test_exact_options_give_the_plain_loops_tokens_and_passes_are_counted(tmp_path) -> None:
+    sizes = ["--prompt", "9", "--length", "16", "--block", "8", "--steps", "8", "--batch", "2", "--runs", "1"]
+    names = "none,prefix,dual+freeze_prompt,suffix_window"
+    result, printed = result_of("generation_speed.py", tmp_path / "r.json", *sizes, *TINY_MODEL, "--options", names)
+    rows = result["results"]
+    assert list(rows) == ["plain loop", *names.split(",")]
+    assert rows["none"]["equal_tokens"] is True
+    assert [rows[name]["equal_tokens"] for name in names.split(",")[1:]] == [None] * 3
+    assert {row["forward_passes"] for row in rows.values()} == {8}
+    keys = {"median_seconds", "min_seconds", "max_seconds", "tokens_per_second", "times_faster"}
+    assert all(keys < set(row) for row in rows.values())
+    assert "| dual+freeze_prompt |" in printed
+
+
+def test_with_a_temperature_no_row_claims_equal_tokens(tmp_path) -> None:
+    sizes = ["--prompt", "4", "--length", "8", "--block", "4", "--steps", "4", "--runs", "1", "--temperature", "0.7"]
+    arguments = [*sizes, *TINY_MODEL, "--options", "none", "--dtype", "bfloat16"]
+    rows = result_of("generation_speed.py", tmp_path / "r.json", *arguments)[0]["results"]
+    assert rows["none"]["equal_tokens"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generation_speed", "--options", "none,nome"], "joined by +, got 'nome'"),
+        (["generation_speed", "--length", "48", "--block", "32"], "`--length` must be a multiple of `--block`"),
+        (["generation_speed", "--steps", "5"], "and `--steps` of the number of blocks"),
+        (["peak_memory", "--tokens", "64"], "`--tokens` must exceed 2 blocks (64), got 64"),
+        (["steps_quality", "--groups", "rules,cashes"], "takes rules, measures, remasking, caches, got cashes"),
+    ],
+    ids=" ".join,
+)
+def test_arguments_that_cannot_be_run_are_refused(load, monkeypatch, capsys, arguments, message) -> None:
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="2"):
+        load(arguments[0]).parse_arguments()
+    assert message in capsys.readouterr().err
+
+
+# --- candidates.py ---------------------------------------------------------------------------------------------------
+
+
+def context(**changes: Any) -> SimpleNamespace:
+    """What a harness hands to a factory."""
+    values = {
+        "state_dict": load_file(CHECKPOINT / "model.safetensors"),
+        "config": json.loads((CHECKPOINT / "config.json").read_text()),
+        "gen_length": 16,
+        "block_length": 8,
+        "temperature": 0.0,
+        "threshold": None,
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("cache", "columns"), [("none", 6 * 21), ("prefix", 2 * 21 + 4 * 12), ("dual", 2 * 21 + 4 * 8)]
+)
+def test_a_candidate_gives_generates_tokens_and_counts_its_work(tiny_model, load, cache, columns) -> None:
+    prompt = torch.randint(0, 400, (2, 5), generator=torch.Generator().manual_seed(5))
+    run_candidate = getattr(load("candidates"), cache)(context())
+    options = {"max_new_tokens": 16, "block_length": 8, "stop_at_eos": False, "cache": cache}
+    for _ in range(2):  # the counts are those of the last call
+        assert torch.equal(run_candidate(prompt, 6), tiny_model.generate(prompt, steps=6, **options))
+    # Blocks of 8 in 3 steps commit 3, 3, 2 of the 8, 5 and 2 masks.
+    expected = {"nfe": 6, "query_tokens": 2 * columns, "logit_rows": 2 * 2 * (8 + 5 + 2)}
+    assert expected.items() <= run_candidate.stats.items()
+    assert run_candidate.stats["model_s"] > 0
+
+
+def test_a_candidate_with_a_threshold_takes_as_many_passes_as_it_needs(load) -> None:
+    run_candidate = load("candidates").none(context(threshold=1.0))
+    run_candidate(torch.tensor([[5, 6, 7]]), 2)
+    assert run_candidate.stats["nfe"] == 16
+
+
+# --- peak_memory.py --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_peak_of_generation_follows_the_block_and_not_the_length(tmp_path) -> None:
+    sizes = [
+        "--tokens",
+        "96,192",
+        "--batch",
+        "2",
+        "--vocab",
+        "40000",
+        "--d-model",
+        "32",
+        "--mlp",
+        "32",
+        "--threads",
+        "1",
+    ]
+    result, printed = result_of("peak_memory.py", tmp_path / "r.json", *sizes)
+    rows = {(row["mode"], row["tokens"], row["block"]): row for row in result["results"]}
+    assert set(rows) == {(mode, tokens, 32) for mode in ("plain loop", "none", "dual") for tokens in (96, 192)} | {
+        ("none", 192, 16),
+        ("dual", 192, 16),
+    }
+    keys = {"all_logits_mib", "scored_logits_mib", "before_mib", "peak_mib", "added_mib", "added_per_scored_logits"}
+    assert all(keys < set(row) for row in rows.values())
+    assert rows["none", 192, 32]["all_logits_mib"] == pytest.approx(2 * 192 * 40000 * 4 / 2**20)
+    assert rows["none", 192, 32]["scored_logits_mib"] == pytest.approx(2 * 32 * 40000 * 4 / 2**20)
+    if sys.platform == "linux":
+        assert rows["plain loop", 192, 32]["added_mib"] > 1.6 * rows["plain loop", 96, 32]["added_mib"]
+        for mode in ("none", "dual"):
+            assert rows[mode, 192, 32]["added_mib"] < 1.4 * rows[mode, 96, 32]["added_mib"]
+            assert rows[mode, 192, 32]["added_mib"] < 0.2 * rows["plain loop", 192, 32]["added_mib"]
+    assert 'cache="dual"' in printed
+
+
+# --- steps_quality.py ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_quality_benchmark_measures_every_way_to_decode_and_draws_a_plot(tmp_path) -> None:
+    picture = tmp_path / "pictures" / "quality.png"
+    arguments = ["--quick", "--threads", "1", "--model", str(CHECKPOINT), "--plot", str(picture)]
+    result, printed = result_of("steps_quality.py", tmp_path / "r.json", *arguments)
+    rows = result["results"]
+    assert rows[0]["label"] == "one token per pass"
+    assert {row["group"] for row in rows} == {"rules", "measures", "remasking", "caches"}
+    rules = {"schedule", "threshold", "factor", "frechet", "entropy_bound"}
+    assert rules == {row["line"] for row in rows if row["group"] == "rules"}
+    numbers = {"mean", "standard_error", "difference", "difference_standard_error"}
+    for row in rows:
+        assert set(row["answering"]) == {"right", "fitting", "passes"}
+        assert set(row["answering"]["right"]) == numbers
+        assert row["answering"]["right"]["mean"] <= row["answering"]["fitting"]["mean"]
+        if "infilling" in row:
+            assert set(row["infilling"]) == {"accuracy", "consistency", "passes_per_token"}
+    assert rows[0]["infilling"]["accuracy"]["difference"] == 0
+    assert rows[0]["infilling"]["passes_per_token"]["mean"] == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "| one token per pass" in printed
+
+
+def test_half_of_each_rows_tokens_are_masked_and_no_padding(load) -> None:
+    attention_mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]]).bool()
+    mask_half = load("quality_tasks").mask_half
+    is_masked = mask_half(attention_mask, seed=0)
+    assert is_masked.sum(-1).tolist() == [3, 4]
+    assert not (is_masked & ~attention_mask).any()
+    assert torch.equal(is_masked, mask_half(attention_mask, seed=0))
+    assert not torch.equal(is_masked, mask_half(attention_mask, seed=1))
+
+
+def test_consistency_is_the_mean_log_probability_of_the_filled_tokens(load) -> None:
+    """A model that gives every token a probability of one quarter, whatever it sees."""
+
+    def model(ids, attention_mask, position_ids, logits_positions):
+        assert ((ids == 9) == logits_positions).all()
+        return SimpleNamespace(logits=torch.zeros(int(logits_positions.sum()), 4))
+
+    model.config = SimpleNamespace(mask_token_id=9)
+    ids = torch.tensor([[0, 1, 2, 3, 0, 1]])
+    is_filled = torch.tensor([[True, False, True, True, True, True]])
+    value = load("quality_tasks").consistency(model, ids, torch.ones_like(ids).bool(), is_filled)
+    assert torch.allclose(value, torch.tensor([0.25]).log())
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        (" Paris.", True),
+        ("paris", True),
+        (" Parish.", False),
+        (" the capital of Spain.", False),
+        (" the Paris of today", True),
+        (" a kid.", True),
+        (" kid", True),
+        (" Washington, D.C. It", True),
+        ("", False),
+    ],
+)
+def test_an_answer_counts_if_the_continuation_begins_with_it_whole(load, text, is_right) -> None:
+    assert load("quality_tasks").is_answer(text, ["Paris", "a kid", "Washington, D.C"]) is is_right
+
+
+def test_differences_from_the_reference_are_taken_item_by_item(load) -> None:
+    values, reference = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.0, 1.0, 5.0])
+    numbers = load("quality_tasks").summary(values, reference)
+    assert numbers["mean"] == 3
+    assert numbers["standard_error"] == pytest.approx((7 / 3) ** 0.5, abs=1e-5)
+    assert (numbers["difference"], numbers["difference_standard_error"]) == (1, 0)
+
+
+def test_more_items_than_the_files_hold_are_refused(load) -> None:
+    with pytest.raises(ValueError, match=r"`facts\.jsonl` holds 128 lines, got 129"):
+        load("quality_tasks").read_lines("facts.jsonl", 129)
+
+
+# --- the data --------------------------------------------------------------------------------------------------------
+
+
+def test_the_committed_data_are_small_and_of_the_named_sources(load) -> None:
+    read_lines = load("quality_tasks").read_lines
+    texts, facts = read_lines("heldout.jsonl", 96), read_lines("facts.jsonl", 128)
+    kinds = json.loads((FOLDER / "kinds.json").read_text(encoding="utf-8"))
+    assert [text["source"] for text in texts] == ["wordnet", "bible"] * 48
+    assert len({text["text"] for text in texts}) == 96
+    assert all(set(fact["answers"]) <= set(kinds[fact["kind"]]) for fact in facts)
+    assert (FOLDER / "heldout.jsonl").stat().st_size < 60_000
+    assert (FOLDER / "facts.jsonl").stat().st_size < 20_000
+
+
+def test_facts_are_sentences_cut_before_their_answer(load, monkeypatch) -> None:
+    script = load("extract_quality_data")
+    monkeypatch.setattr(script, "FACTS", {"capital": (r"(The capital of .+ is) (.+)\.", 1)})
+    texts = ["The capital of France is Paris.", "Paris is the capital of France.", "The capital of France is Paris."]
+    documents = [{"text": text, "source": "quiz"} for text in texts]
+    documents.append({"text": "The capital of Narnia is Cair Paravel.", "source": "wordnet"})
+    lines, kinds = script.facts(documents)
+    assert lines == [{"prompt": "The capital of France is", "answers": ["Paris"], "kind": "capital"}]
+    assert kinds == {"capital": ["Paris"]}
+
+
+def test_passages_are_whole_sentences_without_the_heading(load, monkeypatch) -> None:
+    script = load("extract_quality_data")
+    monkeypatch.setattr(script, "MIN_CHARACTERS", 10)
+    monkeypatch.setattr(script, "MAX_CHARACTERS", 20)
+    chapter = "Mark 2\n\nHe sat down. He rose. They all followed him to the house. Be so."
+    assert script.passages(chapter) == ["He sat down."]
