@@ -27,11 +27,12 @@ from modeling_llada.tokenization_llada import prepare_tokenizer
 
 # Steps of the fixed schedule. A text has about 17 masks and an answer 16; None is one token per pass.
 SCHEDULES = (None, 12, 8, 4, 2, 1)
+# The value of the rule's paper first, then laxer ones: a small model is too unsure for the former.
 RULES: dict[str, tuple[float, ...]] = {
-    "threshold": (0.9, 0.7, 0.5, 0.3),
-    "factor": (0.5, 1.0, 2.0, 4.0),
-    "frechet": (0.5, 0.25, 0.0),
-    "entropy_bound": (0.1, 0.5, 2.0, 8.0),
+    "threshold": (0.9, 0.5, 0.3, 0.2),
+    "factor": (1.0, 2.0, 3.0, 4.0),
+    "frechet": (0.25, 0.0),
+    "entropy_bound": (0.1, 2.0, 8.0, 16.0),
 }
 MEASURES = ("margin", "entropy", "random")
 MEASURE_STEPS = (None, 8, 4)

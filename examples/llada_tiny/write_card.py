@@ -86,9 +86,9 @@ SOURCES = {
     "quiz": "answer files of the game quiz (bsdgames), put into sentences",
 }
 LIMITS = (
-    "It is a demonstration and a test object. It writes simple English of the kind it was trained on, repeats itself in "
-    "longer answers, and is mostly wrong: of 128 quiz facts that its text holds, `benchmarks/steps_quality.py` found "
-    "about 4 % answered right.",
+    "It is a demonstration and a test object. It writes simple English of the kind it was trained on, repeats itself "
+    "in longer answers, and is mostly wrong: of 128 quiz facts that its text holds, `benchmarks/steps_quality.py` "
+    "found about 4 % answered right.",
     "It was not trained to follow instructions or to hold a conversation, though its tokenizer has a chat template.",
     "It saw sequences of at most 128 tokens; `max_sequence_length` in its config is 512.",
     "English only. Its text is a dictionary, a Bible translation, small talk and quiz facts, with the views and gaps "
