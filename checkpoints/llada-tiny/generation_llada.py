@@ -156,14 +156,14 @@ class LLaDAGenerationMixin(GenerationMixin):
         """Fill every mask token where it stands; all other tokens stay as they are.
 
         The steps are those of `generate`. The blocks are windows of `block_length` columns from the first mask to the
-        last; without `block_length` among the arguments, everything is one block. `steps` defaults to the largest
-        number of masks in a row. Rows may hold different numbers of masks.
+        last; without `block_length` among the arguments, everything is one block. Without `steps`, every pass commits
+        one token. Rows may hold different numbers of masks.
 
         Args:
             input_ids: text with masks; int64 [batch, seq].
             attention_mask: nonzero at valid positions; [batch, seq]. None: no padding.
-            generation_config, logits_processor, generator, options: as for `generate`. The options `max_new_tokens`
-                and `stop_at_eos` have no meaning here and raise.
+            generation_config, logits_processor, generator, options: as for `generate`. The options `max_new_tokens`,
+                `max_length`, `stop_at_eos`, `freeze_prompt` and `suffix_window` have no meaning here and raise.
             streamer: as for `generate`; every draft is the whole text, and only the filled text is final.
 
         Returns:
