@@ -9,13 +9,14 @@ implementation is a factory `F(ctx) -> run`:
     run.stats             of the last call: nfe (forward passes), query_tokens (positions computed, summed over the
                           passes), logit_rows (positions scored), model_s (seconds inside the model)
 
-The factories are `none`, `prefix` and `dual`, after the cache. None of them stops at an end-of-text token, so that
-all implementations do equal work.
+The factories are `none`, `prefix` and `dual`, after the cache, each also as `…_unpacked`: with the weights as they lie
+in memory, so that the gain of our own work shows apart from that of the faster kernels. None of them stops at an
+end-of-text token, so that all implementations do equal work.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -29,12 +30,13 @@ class Candidate:
     Args:
         ctx: see the file's head.
         cache: `none`, `prefix` or `dual`.
+        pack_weights: as for `generate`.
 
     Attributes:
         stats: see the file's head.
     """
 
-    def __init__(self, ctx: Any, cache: str):
+    def __init__(self, ctx: Any, cache: str, pack_weights: Optional[bool] = None):
         config = LLaDAConfig.from_dict(dict(ctx.config))
         with torch.device("meta"):
             self.model = LLaDAModelLM(config)
@@ -48,6 +50,7 @@ class Candidate:
             "temperature": ctx.temperature,
             "threshold": ctx.threshold,
             "cache": cache,
+            "pack_weights": pack_weights,
             "stop_at_eos": False,
         }
         self.stats: dict[str, float] = {}
@@ -85,3 +88,18 @@ def prefix(ctx: Any) -> Callable[[Tensor, int], Tensor]:
 def dual(ctx: Any) -> Callable[[Tensor, int], Tensor]:
     """Keys and values outside the block are kept for its passes."""
     return Candidate(ctx, "dual")
+
+
+def none_unpacked(ctx: Any) -> Callable[[Tensor, int], Tensor]:
+    """`none` on the weights as they lie in memory."""
+    return Candidate(ctx, "none", pack_weights=False)
+
+
+def prefix_unpacked(ctx: Any) -> Callable[[Tensor, int], Tensor]:
+    """`prefix` on the weights as they lie in memory."""
+    return Candidate(ctx, "prefix", pack_weights=False)
+
+
+def dual_unpacked(ctx: Any) -> Callable[[Tensor, int], Tensor]:
+    """`dual` on the weights as they lie in memory."""
+    return Candidate(ctx, "dual", pack_weights=False)

@@ -28,6 +28,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "freeze_prompt": {"freeze_prompt": True},
     "suffix_window": {"suffix_window": 32},
     "compile": {"compile": True},
+    "unpacked": {"pack_weights": False},
 }
 DEFAULT_OPTIONS = "none,prefix,dual"
 PLAIN = "plain loop"

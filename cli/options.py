@@ -31,6 +31,7 @@ GENERATION_OPTIONS: list[tuple[str, Any, str]] = [
     ("freeze_prompt", bool, "With a cache: compute the prompt's keys and values once."),
     ("suffix_window", int, "Look at no more than this many masks after the block."),
     ("compile", bool, "Compile the model first; pays for many prompts."),
+    ("pack_weights", bool, "On a CPU: reorder the weights for faster kernels, at the price of a copy."),
     ("cfg_scale", float, "Strength of unsupervised guidance; 0 is none."),
     ("stop_at_eos", bool, "End an answer at its end-of-text token."),
     ("logits_eos_inf", bool, "Never propose the end-of-text token."),

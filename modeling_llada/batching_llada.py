@@ -28,6 +28,7 @@ from transformers import GenerationConfig
 
 from .canvas_llada import Block, Canvas, make_blocks, make_windows
 from .generation_config_llada import LLaDAGenerationConfig
+from .packing_llada import packed_weights
 from .plan_llada import Plan
 from .prompt_llada import check_no_masks
 
@@ -170,21 +171,22 @@ def _answers(
     """Keep the slots full until no prompt is left."""
     waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
     rows: list[Row] = []
-    while rows or waiting:
-        while waiting and len(rows) < batch_size:
-            index = waiting.popleft()
-            generator = None
-            if seeds is not None:
-                seed = seeds + index if isinstance(seeds, int) else seeds[index]
-                generator = torch.Generator(model.device).manual_seed(seed)
-            ids = torch.as_tensor(prompts[index]).tolist()
-            blocks = deque(_make_blocks(model, config, len(ids)))
-            rows.append(Row(index, ids, len(ids), blocks, blocks[-1][1], generator))
-        _denoise_next_blocks(model, config, rows)
-        for row in rows:
-            if not row.blocks:
-                yield LLaDAAnswer(row.index, row.ids[row.prompt_length :], row.num_passes)
-        rows = [row for row in rows if row.blocks]
+    with packed_weights(model, config.packs_weights):
+        while rows or waiting:
+            while waiting and len(rows) < batch_size:
+                index = waiting.popleft()
+                generator = None
+                if seeds is not None:
+                    seed = seeds + index if isinstance(seeds, int) else seeds[index]
+                    generator = torch.Generator(model.device).manual_seed(seed)
+                ids = torch.as_tensor(prompts[index]).tolist()
+                blocks = deque(_make_blocks(model, config, len(ids)))
+                rows.append(Row(index, ids, len(ids), blocks, blocks[-1][1], generator))
+            _denoise_next_blocks(model, config, rows)
+            for row in rows:
+                if not row.blocks:
+                    yield LLaDAAnswer(row.index, row.ids[row.prompt_length :], row.num_passes)
+            rows = [row for row in rows if row.blocks]
 
 
 def _denoise_next_blocks(model: Any, config: LLaDAGenerationConfig, rows: list[Row]) -> None:

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from .canvas_llada import Block, Canvas, make_blocks, make_windows
 from .diffusion_llada import Generators, draw_uniform
 from .generation_config_llada import LLaDAGenerationConfig
+from .packing_llada import packed_weights
 from .plan_llada import Plan
 from .prompt_llada import check_no_masks, check_prompt
 from .unmasking_llada import least_confident, schedule_share
@@ -222,15 +223,16 @@ class LLaDAGenerationMixin(GenerationMixin):
     def _denoise(self, canvas: Canvas, plan: Plan, blocks: list[Block]) -> Union[Tensor, LLaDAGenerationOutput]:
         """Fill the canvas block by block: steps 4 to 8 of `generate`."""
         end = canvas.ids.shape[1]
-        for start, end, num_steps in blocks:
-            self._denoise_block(canvas, plan, start, end, num_steps)
-            plan.reporter.block_done(end)
-            if plan.stopping_criteria and canvas.is_alive.any():
-                canvas.rows = canvas.is_alive.nonzero()[:, 0]
-                is_stopped = plan.stopping_criteria(canvas.ids[canvas.rows, :end], None)
-                canvas.finish(is_stopped.long() * end, plan.config.pad_token_id)
-            if not canvas.is_alive.any():
-                break
+        with packed_weights(self, plan.config.packs_weights):
+            for start, end, num_steps in blocks:
+                self._denoise_block(canvas, plan, start, end, num_steps)
+                plan.reporter.block_done(end)
+                if plan.stopping_criteria and canvas.is_alive.any():
+                    canvas.rows = canvas.is_alive.nonzero()[:, 0]
+                    is_stopped = plan.stopping_criteria(canvas.ids[canvas.rows, :end], None)
+                    canvas.finish(is_stopped.long() * end, plan.config.pad_token_id)
+                if not canvas.is_alive.any():
+                    break
         # 8. Padding was filled in when rows ended; a canvas that grows ends with the last block.
         sequences = canvas.ids[:, :end] if plan.config.max_new_tokens is None else canvas.ids
         plan.reporter.all_done()

@@ -21,6 +21,7 @@ from .diffusion_llada import NoisyBatch  # noqa: F401
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
 from .layers_llada import LLaDABlock, LLaDARMSNorm, Window, attention_mask_to_4d, rotary_tables
+from .packing_llada import packed_weights  # noqa: F401
 from .plan_llada import Plan  # noqa: F401
 from .prompt_llada import check_prompt  # noqa: F401
 from .unmasking_llada import Proposer  # noqa: F401

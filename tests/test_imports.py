@@ -38,6 +38,7 @@ HUB_ORDER = [
     "unmasking_llada",
     "cache_llada",
     "canvas_llada",
+    "packing_llada",
     "tokenization_llada",
     "generation_config_llada",
     "prompt_llada",
@@ -53,6 +54,7 @@ HUB_LEAVES = {
     "unmasking_llada",
     "cache_llada",
     "canvas_llada",
+    "packing_llada",
     "tokenization_llada",
 }
 HUB_THIRD_PARTY = {"torch", "transformers"}

@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "remask_rate": 0.0,
     "cfg_scale": 0.0,
     "compile": False,
+    "pack_weights": None,
     "cache": "none",
     "refresh_interval": None,
     "freeze_prompt": False,
@@ -84,6 +85,8 @@ class LLaDAGenerationConfig(GenerationConfig):
             0 is off. Doubles the work.
         compile: run the model through `torch.compile`; it scores whole blocks then, so that shapes do not change
             from step to step. The first call takes minutes at most, for each new shape.
+        pack_weights: on a CPU, reorder the weights once per call for faster kernels; the copy takes as much memory as
+            the linear layers. None does so for models of up to 2 GiB, True for any, or raises where it cannot be done.
         cache: `none` recomputes everything (exact); `prefix` keeps the keys and values of what precedes the block for
             the block's passes, `dual` those of everything outside it. Both are approximations.
         refresh_interval: with a cache, recompute everything at every n-th pass of a block, not only its first; 1 is
@@ -129,7 +132,8 @@ class LLaDAGenerationConfig(GenerationConfig):
         for name in ("temperature", "cfg_scale"):
             _check(name, getattr(self, name), lambda v: _is_number(v) and v >= 0, "a number of at least 0")
         _check("top_p", self.top_p, lambda v: v is None or (_is_number(v) and 0 < v <= 1), "None or in (0, 1]")
-        _check("do_sample", self.do_sample, lambda v: v in (None, True, False), "None, True or False")
+        for name in ("do_sample", "pack_weights"):
+            _check(name, getattr(self, name), lambda v: v in (None, True, False), "None, True or False")
         _check("remasking", self.remasking, lambda v: v in REMASKING, f"one of {', '.join(REMASKING)}")
         for name, value in DEFAULTS.items():
             if isinstance(value, bool):
@@ -148,6 +152,8 @@ class LLaDAGenerationConfig(GenerationConfig):
             raise ValueError("`do_sample=True` needs `temperature` above 0, got 0; pass e.g. temperature=0.7.")
         if self.output_history and not self.return_dict_in_generate:
             raise ValueError("`output_history=True` needs `return_dict_in_generate=True`; pass both.")
+        if self.compile and self.pack_weights:
+            raise ValueError("`compile=True` and `pack_weights=True` exclude each other; pass one of them.")
         rules = [name for name in COMMIT_RULES if getattr(self, name) is not None]
         if len(rules) > 1:
             raise ValueError(f"`{rules[0]}` and `{rules[1]}` are two commit rules; pass one of them.")
@@ -175,6 +181,11 @@ class LLaDAGenerationConfig(GenerationConfig):
     def eos_token_ids(self) -> tuple[int, ...]:
         """The end-of-text ids as a tuple, empty if there is none."""
         return _as_tuple(self.eos_token_id)
+
+    @property
+    def packs_weights(self) -> Optional[bool]:
+        """Whether to pack the weights; None where it pays. A compiled model brings its own kernels."""
+        return False if self.compile else self.pack_weights
 
     @property
     def longest_block(self) -> int:

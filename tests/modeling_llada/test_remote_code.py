@@ -29,6 +29,7 @@ CODE_FILES = {
     "generation_llada.py",
     "layers_llada.py",
     "modeling_llada.py",
+    "packing_llada.py",
     "plan_llada.py",
     "prompt_llada.py",
     "unmasking_llada.py",
