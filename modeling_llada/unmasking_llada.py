@@ -116,17 +116,33 @@ class Proposer:
         logits = logits.float()
         if self.suppressed_ids:
             logits[:, list(self.suppressed_ids)] = -torch.inf
-        proposable = _proposable(logits, self.mask_token_id)
         if self.warp is None:
-            candidates = proposable.argmax(-1)
+            candidates = most_probable(logits, self.mask_token_id)
         else:
-            candidates = sample(self.warp(None, proposable), candidate_draws)
+            candidates = sample(self.warp(None, _proposable(logits, self.mask_token_id)), candidate_draws)
         entropies = prediction_entropy(logits, self.mask_token_id) if self.needs_entropy else None
         if self.measure == "random":
             return candidates, order_draws, entropies
         if self.last_ids:
             logits[:, list(self.last_ids)] = -torch.inf
         return candidates, CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id), entropies
+
+
+def most_probable(logits: Tensor, mask_token_id: int) -> Tensor:
+    """The most probable token of each row, the mask token left out.
+
+    Args:
+        logits: [num_scored, vocab]; written to and restored, which saves a copy.
+        mask_token_id: left out.
+
+    Returns:
+        int64 [num_scored].
+    """
+    mask_logits = logits[:, mask_token_id].clone()
+    logits[:, mask_token_id] = -torch.inf
+    candidates = logits.argmax(-1)
+    logits[:, mask_token_id] = mask_logits
+    return candidates
 
 
 def _proposable(logits: Tensor, mask_token_id: int) -> Tensor:

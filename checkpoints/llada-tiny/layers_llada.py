@@ -28,12 +28,12 @@ class LLaDARMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        normed = F.rms_norm(hidden_states.float(), self.weight.shape, eps=self.eps)
-        return self.weight * normed.to(hidden_states.dtype)
+        # Without a weight, PyTorch normalises in float32 and casts back: the order of the official model.
+        return self.weight * F.rms_norm(hidden_states, self.weight.shape, eps=self.eps)
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, in float32.
+    """Cosine and sine of the rotary angles, as `rotate` reads them, in float32.
 
     The angles are a matmul of frequencies and positions: engines that run elementwise products in bfloat16 keep
     matmuls with float32 inputs exact, and positions above 256 are not bfloat16 numbers.
@@ -44,15 +44,16 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
         theta: base of the frequencies.
 
     Returns:
-        Two tensors; float32 [batch or 1, 1, seq, head_dim], the second half repeating the first.
+        Two tensors; float32 [batch or 1, 1, seq, head_dim]. The second half repeats the first; the sines' first half
+        is negated.
     """
     device = position_ids.device
     with torch.autocast(device_type=device.type, enabled=False):
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         frequencies = (1.0 / theta**exponents)[None, :, None].expand(position_ids.shape[0], -1, 1)
         angles = (frequencies @ position_ids[:, None, :].float()).transpose(1, 2)
-    angles = torch.cat((angles, angles), dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -65,9 +66,8 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         [batch, heads, seq, head_dim] in the dtype of `states`.
     """
-    first, second = states.float().chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (states.float() * cos + turned * sin).to(states.dtype)
+    exact = states.float()
+    return torch.addcmul(exact * cos, exact.roll(exact.shape[-1] // 2, dims=-1), sin).to(states.dtype)
 
 
 def eager_attention_forward(
@@ -82,7 +82,8 @@ def eager_attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Attention written out, for `output_attentions`; the signature is that of transformers' attention functions."""
     repeats = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
