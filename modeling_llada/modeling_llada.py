@@ -144,6 +144,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         position_ids: Optional[Tensor] = None,
         inputs_embeds: Optional[Tensor] = None,
         past_key_values: Optional[BlockCache] = None,
+        use_cache: Optional[bool] = None,
         logits_window: Optional[Window] = None,
         output_hidden_states: Optional[bool] = None,
         output_attentions: Optional[bool] = None,
@@ -158,6 +159,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
             inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
             past_key_values: a `BlockCache` whose window holds the given positions; `attention_mask` then covers all
                 its columns, and `position_ids` must be given.
+            use_cache: None. Only fused heads of trainers for causal models call the Transformer with it.
             logits_window: (start, end): return these positions only; the last block computes no others.
             output_hidden_states: also return the embeddings and every block's output (the last one normed).
             output_attentions: also return attention weights; needs `attn_implementation="eager"`.
@@ -168,8 +170,16 @@ class LLaDAModel(LLaDAPreTrainedModel):
             `attentions`, tuples of full-length tensors if asked for.
 
         Raises:
-            ValueError: for no or two inputs, a mask of another rank, attentions of an implementation without any.
+            ValueError: for no or two inputs, a mask of another rank, attentions of an implementation without any, and
+                `use_cache`.
         """
+        if use_cache is not None:
+            raise ValueError(
+                f"`use_cache` must be left out where the Transformer is called without its head, got {use_cache}. The "
+                "fused head of TRL's trainers (`fused_lm_head=True`) calls it so; it shifts the labels and masks "
+                "nothing, and a bidirectional model would only learn to copy its input. Train with `LLaDASFTTrainer` "
+                "or `LLaDAPretrainingTrainer` of `llada_training`."
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if output_hidden_states is None:

@@ -1,4 +1,4 @@
-"""Collate examples of any length into one batch: ids, labels, attention mask and example ids.
+"""Collate examples of any length into one batch: ids, labels, attention mask, example ids, and rows they share.
 
 Shape legend: B batch, T sequence length.
 """
@@ -26,12 +26,19 @@ class LLaDACollator:
 
         Args:
             examples: each with `input_ids`, optionally `labels` (-100 where a token is never masked, as in a prompt;
-                missing: every token may be masked), and `example_id`, its stable number in the data set.
+                missing: every token may be masked), and `example_id`, its stable number in the data set; for
+                fine-tuning also `is_cut`, whether its answer was truncated. An example may be packed: each of these is
+                then a list with one entry per document.
 
         Returns:
-            `input_ids`, `labels` int64 [batch, seq]; `example_id` int64 [batch]; and, only if a row is padded,
-            `attention_mask` int64 [batch, seq].
+            `input_ids`, `labels` int64 [batch, seq]; `example_id` int64 [batch]; if the data has it, `is_cut` bool
+            [batch]; only if a row is padded, `attention_mask` int64 [batch, seq]. Packed documents are rows like any
+            other, and `packed_row` int64 [batch], ascending, numbers the examples that they came from.
         """
+        is_packed = isinstance(examples[0]["example_id"], list)
+        if is_packed:
+            num_documents = torch.tensor([len(example["example_id"]) for example in examples])
+            examples = [document for example in examples for document in _unpack(example)]
         ids = [torch.as_tensor(example["input_ids"]) for example in examples]
         labels = [torch.as_tensor(example.get("labels", example["input_ids"])) for example in examples]
         batch = {
@@ -39,8 +46,12 @@ class LLaDACollator:
             "labels": _pad(labels, IGNORE_INDEX),
             "example_id": torch.tensor([example["example_id"] for example in examples]),
         }
+        if "is_cut" in examples[0]:
+            batch["is_cut"] = torch.tensor([example["is_cut"] for example in examples])
+        if is_packed:
+            batch["packed_row"] = torch.arange(len(num_documents)).repeat_interleave(num_documents)
         lengths = torch.tensor([len(row) for row in ids])
-        return batch | _attention_mask(lengths, batch["input_ids"].shape[1])
+        return batch | attention_mask_of(lengths, batch["input_ids"].shape[1])
 
 
 def cut_to_lengths(batch: dict[str, Tensor], lengths: Tensor, pad_token_id: int) -> dict[str, Tensor]:
@@ -59,7 +70,7 @@ def cut_to_lengths(batch: dict[str, Tensor], lengths: Tensor, pad_token_id: int)
     cut = {name: value for name, value in batch.items() if name != "attention_mask"}
     cut["input_ids"] = batch["input_ids"][:, :longest].masked_fill(is_cut, pad_token_id)
     cut["labels"] = batch["labels"][:, :longest].masked_fill(is_cut, IGNORE_INDEX)
-    return cut | _attention_mask(lengths, longest)
+    return cut | attention_mask_of(lengths, longest)
 
 
 def row_lengths(batch: dict[str, Tensor]) -> Tensor:
@@ -69,12 +80,17 @@ def row_lengths(batch: dict[str, Tensor]) -> Tensor:
     return torch.full_like(batch["example_id"], batch["input_ids"].shape[1])
 
 
-def _pad(rows: list[Tensor], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-
-
-def _attention_mask(lengths: Tensor, longest: int) -> dict[str, Tensor]:
+def attention_mask_of(lengths: Tensor, longest: int) -> dict[str, Tensor]:
+    """The entry `attention_mask`, int64 [batch, longest], for rows of these lengths; none if no row is padded."""
     # An unpadded batch carries no mask: attention without one is faster.
     if bool((lengths == longest).all()):
         return {}
     return {"attention_mask": (torch.arange(longest, device=lengths.device) < lengths[:, None]).long()}
+
+
+def _unpack(example: dict) -> list[dict]:
+    return [dict(zip(example, values)) for values in zip(*example.values())]
+
+
+def _pad(rows: list[Tensor], value: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)

@@ -3,33 +3,18 @@
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
-import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
 
-from modeling_llada.diffusion_llada import NOISE_EPS
+from .diffusion_config import DiffusionOptions
 
 # Share of the pre-training sequences that are cut to a random length (LLaDA, arXiv:2502.09992, section 2.2).
 RANDOM_LENGTH_PROBABILITY = 0.01
-DECAY_TYPES = ("linear", "cosine", "1-sqrt")
-SAVE_DTYPES = ("float32", "bfloat16", "float16")
-WARMUP_STABLE_DECAY = SchedulerType.WARMUP_STABLE_DECAY.value
-# Options of TrainingArguments that would change or bypass the diffusion loss, with the only value that fits.
-FIXED_OPTIONS = {
-    "label_smoothing_factor": (0.0, "the bound is a plain cross-entropy of the clean tokens"),
-    "use_liger_kernel": (False, "its fused loss shifts the labels"),
-    "use_cache": (False, "training sees whole sequences"),
-    "prediction_loss_only": (False, "evaluation returns per-example sums"),
-    "batch_eval_metrics": (False, "evaluation is averaged over all examples at once"),
-    "remove_unused_columns": (True, "the collator knows only `input_ids`, `labels` and `example_id`"),
-    "average_tokens_across_devices": (True, "the loss is divided by the tokens of the whole optimizer step"),
-}
 
 
 @dataclass
-class LLaDAPretrainingConfig(TrainingArguments):
+class LLaDAPretrainingConfig(DiffusionOptions, TrainingArguments):
     """Options of `LLaDAPretrainingTrainer` and of `llada train pretrain`.
 
     A batch is counted as in `TrainingArguments`: one optimizer step sees `per_device_train_batch_size` times
@@ -45,9 +30,6 @@ class LLaDAPretrainingConfig(TrainingArguments):
     output_dir: str = field(
         default="llada-pretraining", metadata={"help": "Folder for checkpoints, the final model and the loss curve."}
     )
-    model: Optional[str] = field(
-        default=None, metadata={"help": "LLaDA checkpoint (folder or Hub id) to continue from. Unset: a fresh model."}
-    )
     model_config: Optional[Union[dict, str]] = field(
         default=None,
         metadata={
@@ -55,23 +37,6 @@ class LLaDAPretrainingConfig(TrainingArguments):
             "vocabulary size come from the tokenizer unless given."
         },
     )
-    attn_implementation: Optional[str] = field(
-        default=None,
-        metadata={"help": "Attention while training: sdpa or eager. Short sequences train faster on a CPU with eager."},
-    )
-    tokenizer: Optional[str] = field(
-        default=None, metadata={"help": "Folder or Hub id of the tokenizer. Unset: the one beside `model`."}
-    )
-    train_data: Optional[list[str]] = field(
-        default=None,
-        metadata={"help": "Text files (.txt), JSON-lines files (.jsonl), or one data set's name or folder."},
-    )
-    validation_data: Optional[list[str]] = field(
-        default=None, metadata={"help": "As `train_data`, for evaluation. Needed when `eval_strategy` is not no."}
-    )
-    dataset_config_name: Optional[str] = field(default=None, metadata={"help": "Configuration of the named data set."})
-    train_split: str = field(default="train", metadata={"help": "Split of a named data set to train on."})
-    validation_split: str = field(default="validation", metadata={"help": "Split of a named data set to evaluate on."})
     text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})
     dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes that tokenise the documents."})
 
@@ -80,123 +45,44 @@ class LLaDAPretrainingConfig(TrainingArguments):
         default=RANDOM_LENGTH_PROBABILITY,
         metadata={"help": "Share of the sequences that are cut to a length drawn uniformly from 1 to their length."},
     )
-    noise_eps: float = field(
-        default=NOISE_EPS, metadata={"help": "Smallest masking probability; not used with `exact_count`."}
-    )
-    exact_count: bool = field(
-        default=False,
-        metadata={"help": "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."},
-    )
-    low_discrepancy: bool = field(
-        default=False,
-        metadata={"help": "Spread the noise levels of an optimizer step evenly over (0, 1]; each alone stays uniform."},
-    )
-    save_dtype: Optional[str] = field(
-        default=None,
-        metadata={"help": "Data type of the final weights: float32, bfloat16 or float16. Unset: as trained."},
-    )
-
-    decay_steps: float = field(
-        default=0.1, metadata={"help": "Steps of the falling phase: a number, or a fraction of all steps if below 1."}
-    )
-    decay_type: str = field(default="linear", metadata={"help": "Shape of the falling phase: linear, cosine, 1-sqrt."})
-    min_lr_ratio: float = field(
-        default=0.0, metadata={"help": "Learning rate before warm-up and at the end, as a share of the highest."}
+    attention_annealing_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps over which attention goes from causal to bidirectional, to go on from an autoregressive "
+            "model. 0: bidirectional from the start."
+        },
     )
     # Fields of TrainingArguments with another default here.
-    lr_scheduler_type: Union[SchedulerType, str] = field(
-        default=WARMUP_STABLE_DECAY, metadata={"help": "Schedule of the learning rate."}
-    )
-    warmup_steps: float = field(
-        default=0.01, metadata={"help": "Steps of the rising phase: a number, or a fraction of all steps if below 1."}
-    )
     learning_rate: float = field(default=4e-4, metadata={"help": "Highest learning rate."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, unless `max_steps` is set."})
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (a fraction if below 1)."})
 
-    def __post_init__(self):
-        # transformers 4 knows only whole warm-up steps; `get_warmup_steps` below reads both.
-        warmup_steps, self.warmup_steps = self.warmup_steps, 0
-        # Without this, `bf16` raises on a machine that has only its CPU.
-        if not torch.accelerator.is_available():
-            self.use_cpu = True
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.warmup_steps = warmup_steps
-        for name in ("train_data", "validation_data"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, [getattr(self, name)])
         if isinstance(self.model_config, str):
             self.model_config = _read_mapping(self.model_config)
-        self._check_fixed_options()
-        self._check_noise()
-        self._check_schedule()
-        self._check_sources()
-
-    def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Number of warm-up steps; a value below 1 is a fraction of `num_training_steps`."""
-        return _steps_or_fraction(self.warmup_steps, num_training_steps)
-
-    def get_scheduler_kwargs(self, num_training_steps: int) -> Any:
-        """Arguments for transformers' scheduler: those of warmup-stable-decay, else `lr_scheduler_kwargs` as given.
-
-        Raises:
-            ValueError: if warm-up and decay together are longer than the training.
-        """
-        if self.lr_scheduler_type != WARMUP_STABLE_DECAY:
-            return self.lr_scheduler_kwargs
-        num_warmup = self.get_warmup_steps(num_training_steps)
-        num_decay = _steps_or_fraction(self.decay_steps, num_training_steps)
-        if num_warmup + num_decay > num_training_steps:
-            raise ValueError(
-                f"`warmup_steps` and `decay_steps` together must be at most the number of training steps "
-                f"({num_training_steps}), got {num_warmup} + {num_decay}; lower them or train longer."
-            )
-        return {"num_decay_steps": num_decay, "decay_type": self.decay_type, "min_lr_ratio": self.min_lr_ratio}
-
-    def _check_fixed_options(self) -> None:
-        for name, (value, reason) in FIXED_OPTIONS.items():
-            if getattr(self, name, value) != value:
-                raise ValueError(f"`{name}` must be {value} ({reason}), got {getattr(self, name)}; leave it out.")
 
     def _check_noise(self) -> None:
+        super()._check_noise()
         if self.sequence_length < 1:
             raise ValueError(f"`sequence_length` must be at least 1, got {self.sequence_length}; the default is 4096.")
-        for name, low, high in (("random_length_probability", 0.0, 1.0), ("noise_eps", 0.0, 1.0)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"`{name}` must be from {low} to {high}, got {getattr(self, name)}; leave it out.")
-        if self.save_dtype not in (None, *SAVE_DTYPES):
-            raise ValueError(f"`save_dtype` must be one of {', '.join(SAVE_DTYPES)}, got {self.save_dtype!r}.")
-
-    def _check_schedule(self) -> None:
-        if self.decay_type not in DECAY_TYPES:
-            raise ValueError(f"`decay_type` must be one of {', '.join(DECAY_TYPES)}, got {self.decay_type!r}.")
-        if not 0.0 <= self.min_lr_ratio <= 1.0:
-            raise ValueError(f"`min_lr_ratio` must be from 0 to 1, got {self.min_lr_ratio}; LLaDA ends at 0.025.")
-        for name in ("warmup_steps", "decay_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}; 0 leaves the phase out.")
-        if self.lr_scheduler_type == WARMUP_STABLE_DECAY and self.lr_scheduler_kwargs:
+        if not 0.0 <= self.random_length_probability <= 1.0:
             raise ValueError(
-                f"`lr_scheduler_kwargs` must be unset with {WARMUP_STABLE_DECAY}, got {self.lr_scheduler_kwargs}; "
-                "use `warmup_steps`, `decay_steps`, `decay_type` and `min_lr_ratio`."
+                "`random_length_probability` must be from 0.0 to 1.0, got "
+                f"{self.random_length_probability}; leave it out."
+            )
+        if self.attention_annealing_steps < 0:
+            raise ValueError(
+                f"`attention_annealing_steps` must be at least 0, got {self.attention_annealing_steps}; leave it out."
             )
 
     def _check_sources(self) -> None:
+        super()._check_sources()
         if self.model is not None and self.model_config is not None:
             raise ValueError(
                 f"`model_config` describes a fresh model and cannot change the checkpoint `model`={self.model!r}; "
                 "give one of the two."
             )
-        if self.do_eval and self.train_data and not self.validation_data:
-            raise ValueError(
-                "`validation_data` must be given when `eval_strategy` is not no, got None; name a file, or pass "
-                "eval_strategy=no."
-            )
-
-
-def _steps_or_fraction(value: float, num_training_steps: int) -> int:
-    return int(value) if value >= 1 else round(value * num_training_steps)
 
 
 def _read_mapping(text_or_path: str) -> dict:

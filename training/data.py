@@ -32,14 +32,22 @@ def load_documents(
     Raises:
         ValueError: if a file is missing or of another kind, the column is missing or no text, or there is nothing.
     """
+    columns = [
+        _only_text(rows, "text" if _is_plain(source) else text_column, source)
+        for source, rows in read_sources(sources, split, config_name)
+    ]
+    return concatenate_datasets(columns)
+
+
+def read_sources(
+    sources: list[str], split: str = "train", config_name: Optional[str] = None
+) -> list[tuple[str, Dataset]]:
+    """Read files or one data set, as in `load_documents`, with all their columns; each with its name."""
     if not sources:
         raise ValueError("`train_data` must name files or a data set, got nothing; pass e.g. train_data=corpus.jsonl.")
     if len(sources) == 1 and not os.path.isfile(sources[0]) and not _looks_like_file(sources[0]):
-        documents = _load_named(sources[0], split, config_name)
-        columns = [_only_text(documents, text_column, sources[0])]
-    else:
-        columns = [_only_text(_load_file(path), "text" if _is_plain(path) else text_column, path) for path in sources]
-    return concatenate_datasets(columns)
+        return [(sources[0], _load_named(sources[0], split, config_name))]
+    return [(path, _load_file(path)) for path in sources]
 
 
 def pack_documents(

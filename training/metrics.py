@@ -62,13 +62,20 @@ class TrainingMetrics:
 
     def _reset(self) -> None:
         self._sums: Optional[Tensor] = None
-        self._num_tokens = 0.0
+        self._num_maskable = 0.0
+        self._num_seen = 0.0
         self._started: Optional[float] = None
 
-    def start_step(self, num_tokens: float) -> None:
-        """Begin an optimizer step over `num_tokens` tokens of all processes."""
+    def start_step(self, num_maskable: float, num_seen: float) -> None:
+        """Begin an optimizer step, with the tokens of all processes.
+
+        Args:
+            num_maskable: tokens that may be masked, counted once per noise draw.
+            num_seen: tokens of the data, with prompts and without padding.
+        """
         self._started = self._started or time.perf_counter()
-        self._num_tokens += num_tokens
+        self._num_maskable += num_maskable
+        self._num_seen += num_seen
 
     def update(self, predictions: MaskedPredictions, noisy: NoisyBatch) -> None:
         """Add one batch of this process."""
@@ -86,7 +93,7 @@ class TrainingMetrics:
         """
         if self._sums is None or self._started is None:
             return {}
-        metrics = summarize(reduce(self._sums), self._num_tokens)
-        metrics["tokens_per_second"] = self._num_tokens / max(time.perf_counter() - self._started, 1e-9)
+        metrics = summarize(reduce(self._sums), self._num_maskable)
+        metrics["tokens_per_second"] = self._num_seen / max(time.perf_counter() - self._started, 1e-9)
         self._reset()
         return metrics

@@ -3,7 +3,7 @@
 The forward process itself stands in `modeling_llada.diffusion_llada`; here its random numbers are chosen, so that one
 process, several processes and a resumed run draw the same.
 
-Shape legend: B batch, T sequence length.
+Shape legend: B batch, T sequence length, N noise draws per example.
 """
 
 import torch
@@ -15,6 +15,7 @@ from modeling_llada.diffusion_llada import (
     add_noise,
     draw_uniform,
     low_discrepancy_noise_levels,
+    masking_probability,
     row_generators,
     row_seed,
     uniform_noise_levels,
@@ -23,13 +24,13 @@ from modeling_llada.diffusion_llada import (
 # Labels of positions that are never masked and never scored.
 IGNORE_INDEX = -100
 # Separate streams of random numbers, so that lengths, levels and masks of one example are independent.
-MASK_STREAM, LEVEL_STREAM, LENGTH_STREAM = 0, 1, 2
+MASK_STREAM, LEVEL_STREAM, LENGTH_STREAM, TURN_STREAM, ATTENTION_STREAM = range(5)
 
 
 def training_noise_levels(
-    example_ids: Tensor, slots: Tensor, seed: int, step: int, low_discrepancy: bool = False
+    example_ids: Tensor, slots: Tensor, seed: int, step: int, low_discrepancy: bool = False, num_draws: int = 1
 ) -> Tensor:
-    """Noise levels of a training batch.
+    """Noise levels of a training batch, one per example and draw.
 
     Args:
         example_ids: number of each example in its data set; int64 [batch].
@@ -38,17 +39,20 @@ def training_noise_levels(
         step: optimizer step.
         low_discrepancy: spread the levels of the step evenly over (0, 1] by `slots`, from an offset drawn per step;
             otherwise each level is U(0, 1] on its own, by `example_ids`.
+        num_draws: noise draws per example.
 
     Returns:
-        t in (0, 1]; [batch].
+        t in (0, 1]; [num_draws * batch], draw by draw.
     """
-    stream = row_seed(seed, LEVEL_STREAM, 0)
     if low_discrepancy:
-        generator = torch.Generator().manual_seed(row_seed(stream, step, 0))
+        generator = torch.Generator().manual_seed(row_seed(row_seed(seed, LEVEL_STREAM, 0), step, 0))
+        slots = torch.cat([slots * num_draws + draw for draw in range(num_draws)])
         return low_discrepancy_noise_levels(slots, offset=draw_uniform((1,), generator).item())
-    return uniform_noise_levels(draw_uniform((len(example_ids),), row_generators(stream, step, example_ids))).to(
-        example_ids.device
-    )
+    uniforms = [
+        draw_uniform((len(example_ids),), row_generators(row_seed(seed, LEVEL_STREAM, draw), step, example_ids))
+        for draw in range(num_draws)
+    ]
+    return uniform_noise_levels(torch.cat(uniforms)).to(example_ids.device)
 
 
 def draw_noise(
@@ -61,27 +65,84 @@ def draw_noise(
     step: int,
     exact_count: bool = False,
     eps: float = NOISE_EPS,
+    complementary: bool = False,
 ) -> NoisyBatch:
-    """Mask a batch at the given noise levels.
+    """Mask a batch at the given noise levels, once or several times.
 
     Args:
         input_ids: clean ids; int64 [batch, seq].
         labels: the clean id where a position may be masked, -100 elsewhere; int64 [batch, seq].
         example_ids: number of each example in its data set; int64 [batch].
-        noise_levels: t in (0, 1]; [batch].
+        noise_levels: t in (0, 1]; [num_draws * batch], draw by draw.
         mask_token_id: id that stands for the mask.
         seed: the run's seed.
         step: optimizer step, or -1 for evaluation, whose masks are the same at every step.
         exact_count: mask exactly ceil(t L) maskable tokens, weight L/l, instead of each with p, weight 1/p.
         eps: smallest masking probability of independent masks.
+        complementary: follow the draws by their complements (see `with_complements`).
 
     Returns:
-        The noisy batch. A row's masks depend on (seed, step, example id) and its length, not on its neighbours.
+        The noisy batch, [num_draws * batch, seq], draw by draw; twice as many rows with `complementary`. A row's
+        masks depend on (seed, step, example id) and its length, not on its neighbours.
     """
-    generators = row_generators(row_seed(seed, MASK_STREAM, 0), step, example_ids)
-    uniforms = draw_uniform(tuple(input_ids.shape), generators, device=input_ids.device)
-    return add_noise(
-        input_ids, labels != IGNORE_INDEX, mask_token_id, noise_levels, uniforms, exact_count=exact_count, eps=eps
+    num_draws = len(noise_levels) // len(input_ids)
+    uniforms = [
+        draw_uniform(
+            tuple(input_ids.shape),
+            row_generators(row_seed(seed, MASK_STREAM, draw), step, example_ids),
+            device=input_ids.device,
+        )
+        for draw in range(num_draws)
+    ]
+    clean = input_ids.repeat(num_draws, 1)
+    is_maskable = (labels != IGNORE_INDEX).repeat(num_draws, 1)
+    noisy = add_noise(
+        clean, is_maskable, mask_token_id, noise_levels, torch.cat(uniforms), exact_count=exact_count, eps=eps
+    )
+    return with_complements(noisy, clean, is_maskable, mask_token_id, exact_count, eps) if complementary else noisy
+
+
+def with_complements(
+    noisy: NoisyBatch,
+    input_ids: Tensor,
+    is_maskable: Tensor,
+    mask_token_id: int,
+    exact_count: bool = False,
+    eps: float = NOISE_EPS,
+) -> NoisyBatch:
+    """Follow each noisy row by its complement, which masks just the maskable tokens that the row left clean.
+
+    A complement's masking probability is q = 1 - p, or its count L - l. Where that is one of the levels that rows are
+    drawn at (q >= eps, or a count of at least 1), it has its own weight 1/q, or L/(L - l). Elsewhere its weight is 0
+    and the row's is doubled. So the mean over both estimates the same bound as rows alone, without bias: levels are
+    uniform, every level in the range of the complements is met twice at half weight, and the others once at full.
+
+    Args:
+        noisy: drawn rows; [batch].
+        input_ids: their clean ids; int64 [batch, seq].
+        is_maskable: positions that may be masked; bool [batch, seq].
+        mask_token_id: id that stands for the mask.
+        exact_count, eps: as `noisy` was drawn with.
+
+    Returns:
+        Twice the rows: first those of `noisy`, then their complements.
+    """
+    is_masked = is_maskable & ~noisy.is_masked
+    if exact_count:
+        counts = is_masked.sum(-1)
+        is_in_range, weights = counts > 0, is_maskable.sum(-1) / counts.clamp(min=1)
+    else:
+        probability = 1.0 - masking_probability(noisy.noise_levels, eps)
+        is_in_range = (probability >= eps) & (probability > 0)
+        weights = 1.0 / probability.clamp(min=torch.finfo(torch.float32).tiny)
+    weights = torch.where(is_in_range, weights, 0.0)
+    own_weights = torch.where(is_in_range, noisy.weights, 2.0 * noisy.weights)
+    levels = (1.0 - noisy.noise_levels).clamp(min=torch.finfo(torch.float32).tiny)
+    return NoisyBatch(
+        torch.cat([noisy.input_ids, input_ids.masked_fill(is_masked, mask_token_id)]),
+        torch.cat([noisy.is_masked, is_masked]),
+        torch.cat([own_weights, weights]),
+        torch.cat([noisy.noise_levels, levels]),
     )
 
 

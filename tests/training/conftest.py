@@ -32,25 +32,24 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def make_model() -> Callable[[], LLaDAModelLM]:
-    """Make the same small fresh model at every call."""
+def make_model() -> Callable[..., LLaDAModelLM]:
+    """Make the same small fresh model at every call; keyword arguments are fields of its configuration."""
 
-    def make() -> LLaDAModelLM:
+    def make(**fields: Any) -> LLaDAModelLM:
         torch.manual_seed(0)
-        return LLaDAModelLM(
-            LLaDAConfig(
-                d_model=32,
-                n_layers=2,
-                n_heads=4,
-                mlp_hidden_size=64,
-                vocab_size=492,
-                embedding_size=512,
-                max_sequence_length=64,
-                mask_token_id=488,
-                eos_token_id=481,
-                pad_token_id=481,
-            )
-        )
+        sizes = {
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "mlp_hidden_size": 64,
+            "vocab_size": 492,
+            "embedding_size": 512,
+            "max_sequence_length": 64,
+            "mask_token_id": 488,
+            "eos_token_id": 481,
+            "pad_token_id": 481,
+        }
+        return LLaDAModelLM(LLaDAConfig(**sizes | fields))
 
     return make
 
@@ -86,5 +85,59 @@ def make_trainer(
         }
         config = LLaDAPretrainingConfig(**defaults | options)
         return LLaDAPretrainingTrainer(make_model(), config, train_dataset=sequences, eval_dataset=sequences)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chats() -> Dataset:
+    """20 conversations of one or two turns, with answers of different lengths."""
+
+    def chat(number: int) -> list[dict[str, str]]:
+        first = [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "yes " * (number % 4 + 1)}]
+        second = [{"role": "user", "content": "So?"}, {"role": "assistant", "content": f"It is {number}."}]
+        return first + second if number % 2 else first
+
+    return Dataset.from_dict({"messages": [chat(number) for number in range(20)]})
+
+
+@pytest.fixture(scope="session")
+def pairs() -> Dataset:
+    """24 prompts with completions of different lengths."""
+    prompts = [f"{number} and {number} make" for number in range(24)]
+    completions = [f" {2 * number}, I say" * (number % 3 + 1) for number in range(24)]
+    return Dataset.from_dict({"prompt": prompts, "completion": completions})
+
+
+@pytest.fixture
+def make_sft_trainer(
+    tmp_path: Path, make_model: Callable[..., LLaDAModelLM], tokenizer: PreTrainedTokenizerFast, pairs: Dataset
+) -> Callable[..., Any]:
+    """Make a fine-tuning trainer of the small model on `pairs`; keyword arguments are options of the configuration.
+
+    `train_dataset` and what else `LLaDASFTTrainer` takes goes to it.
+    """
+    # Not at the top: TRL takes seconds to import, and most tests here do without.
+    from llada_training import LLaDASFTConfig, LLaDASFTTrainer
+
+    def make(model: Any = None, trainer_class: Any = LLaDASFTTrainer, **options: Any) -> Any:
+        names = ("train_dataset", "eval_dataset", "processing_class", "peft_config", "data_collator")
+        given = {name: options.pop(name) for name in names if name in options}
+        given = {"train_dataset": pairs, "processing_class": tokenizer} | given
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 8,
+            "max_steps": 3,
+            "warmup_steps": 1,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "gradient_checkpointing": False,
+            "seed": 7,
+        }
+        model = make_model(max_sequence_length=160) if model is None else model
+        return trainer_class(model, LLaDASFTConfig(**defaults | options), **given)
 
     return make

@@ -9,7 +9,8 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from llada_training import pretrain_main
-from llada_training.pretrain_command import load_model, load_tokenizer, parse_options
+from llada_training.command import load_tokenizer
+from llada_training.pretrain_command import load_model, parse_pretraining
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .conftest import CHECKPOINTS, TEXTS
@@ -67,7 +68,7 @@ def test_the_result_is_a_complete_model_folder_with_a_loss_curve(recipe, tmp_pat
 
 
 def test_the_command_line_wins_over_the_recipe(recipe):
-    config = parse_options([*recipe, "--max_steps", "2", "--exact_count", "--model_config", '{"d_model": 16}'])
+    config = parse_pretraining([*recipe, "--max_steps", "2", "--exact_count", "--model_config", '{"d_model": 16}'])
     assert (config.max_steps, config.exact_count, config.learning_rate) == (2, True, 1e-3)
     assert config.model_config == {"d_model": 16}
 
@@ -123,20 +124,20 @@ def test_training_continues_from_a_released_checkpoint(recipe, tmp_path):
 
 def test_an_unknown_option_is_refused_and_the_nearest_named(recipe, tmp_path):
     with pytest.raises(ValueError, match="Unknown option '--sequence_lenght'; did you mean '--sequence_length'"):
-        parse_options([*recipe, "--sequence_lenght", "3"])
+        parse_pretraining([*recipe, "--sequence_lenght", "3"])
     (tmp_path / "typo.yaml").write_text("noise_epsilon: 0.1\n")
     with pytest.raises(ValueError, match="Unknown option '--noise_epsilon'; did you mean '--noise_eps'"):
-        parse_options(["--config", str(tmp_path / "typo.yaml")])
+        parse_pretraining(["--config", str(tmp_path / "typo.yaml")])
 
 
 def test_a_recipe_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"`--config` must name a YAML file, got 'absent\.yaml'"):
-        parse_options(["--config", "absent.yaml"])
+        parse_pretraining(["--config", "absent.yaml"])
 
 
 def test_help_lists_the_options_of_llada_and_of_the_trainer(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        parse_options(["--help"])
+        parse_pretraining(["--help"])
     assert exit_info.value.code == 0
     printed = capsys.readouterr().out
     assert all(option in printed for option in ("llada train pretrain", "--exact_count", "--learning_rate", "--config"))
@@ -144,20 +145,20 @@ def test_help_lists_the_options_of_llada_and_of_the_trainer(capsys):
 
 def test_without_a_model_or_tokenizer_the_command_says_what_is_missing(recipe, tokenizer):
     with pytest.raises(ValueError, match=r"One of `model` .* and `model_config` .* must be given, got neither"):
-        load_model(parse_options(["--report_to", "none"]), tokenizer)
+        load_model(parse_pretraining(["--report_to", "none"]), tokenizer)
     with pytest.raises(ValueError, match="`tokenizer` must name a folder or Hub id when `model` does not, got None"):
-        load_tokenizer(parse_options(["--report_to", "none"]))
+        load_tokenizer(parse_pretraining(["--report_to", "none"]))
 
 
 def test_a_model_and_a_tokenizer_that_disagree_are_refused(recipe, tokenizer):
-    options = parse_options([*recipe, "--model_config", json.dumps({**SIZES, "eos_token_id": 3})])
+    options = parse_pretraining([*recipe, "--model_config", json.dumps({**SIZES, "eos_token_id": 3})])
     with pytest.raises(ValueError, match="`eos_token_id` must be the same in model and tokenizer, got 3 and 481"):
         load_model(options, tokenizer)
 
 
 def test_sequences_longer_than_the_model_are_refused(recipe, tokenizer):
     with pytest.raises(ValueError, match=r"`sequence_length` must be at most the model's .* \(64\), got 65"):
-        load_model(parse_options([*recipe, "--sequence_length", "65"]), tokenizer)
+        load_model(parse_pretraining([*recipe, "--sequence_length", "65"]), tokenizer)
 
 
 def test_a_fresh_model_needs_a_mask_token(recipe):
@@ -165,11 +166,11 @@ def test_a_fresh_model_needs_a_mask_token(recipe):
 
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
     with pytest.raises(ValueError, match="`tokenizer` must declare a mask token for a fresh model, got none"):
-        load_model(parse_options(recipe), bare)
+        load_model(parse_pretraining(recipe), bare)
 
 
 def test_the_recipe_of_the_bundled_model_stays_below_16_megabytes():
-    config = parse_options(["--config", str(RECIPES / "tiny-pretrain.yaml"), "--report_to", "none"])
+    config = parse_pretraining(["--config", str(RECIPES / "tiny-pretrain.yaml"), "--report_to", "none"])
     ids = {"vocab_size": 8192, "mask_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
     with torch.device("meta"):
         model = LLaDAModelLM(LLaDAConfig(**config.model_config, **ids))

@@ -1,11 +1,5 @@
 """Laws of the pre-training trainer: the same training however the optimizer step is split, resumed or evaluated."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -15,7 +9,6 @@ from llada_training.noise import draw_noise
 
 # transformers 4 rounds the losses that it logs to four places.
 LOG_PRECISION = 1e-5 if int(transformers.__version__.split(".")[0]) > 4 else 2e-4
-TWO_PROCESSES = Path(__file__).with_name("two_processes.py")
 
 
 def logged(trainer, name):
@@ -159,24 +152,3 @@ def test_data_without_example_ids_is_refused(make_model, make_trainer, sequences
 def test_another_loss_or_metric_is_refused(make_model, make_trainer, name):
     with pytest.raises(ValueError, match=f"`{name}` must be unset"):
         LLaDAPretrainingTrainer(make_model(), make_trainer().args, **{name: print})
-
-
-@pytest.mark.slow
-def test_two_processes_train_and_evaluate_like_one(tmp_path, make_trainer):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571"]
-    run = subprocess.run(
-        [*command, str(TWO_PROCESSES), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["num_processes"] == 2
-    single = make_trainer(low_discrepancy=True, optim="sgd", learning_rate=0.1)
-    single.eval_dataset = single.eval_dataset.select(range(61))
-    before = single.evaluate()["eval_loss"]
-    single.train()
-    assert result["losses"] == pytest.approx(logged(single, "loss"), abs=LOG_PRECISION)
-    assert result["masked_fractions"] == pytest.approx(logged(single, "masked_fraction"), rel=1e-6)
-    assert result["eval_loss_before"] == pytest.approx(before, rel=1e-5)
-    assert result["eval_loss_after"] == pytest.approx(single.evaluate()["eval_loss"], rel=1e-5)
-    assert result["largest_difference_between_processes"] == 0

@@ -1,71 +1,100 @@
-"""Run by torchrun in two processes: evaluate, train, evaluate; the first process writes what it saw.
+"""Run by `accelerate launch` in two processes: train, evaluate, resume from the middle; the results go to a file.
 
-Usage: torchrun --nproc_per_node 2 two_processes.py FOLDER
+Usage: accelerate launch --config_file CONFIG two_processes.py FOLDER
+
+FOLDER holds `jobs.json`: one training per entry, which names its trainer, config, options, model and data. They share
+the processes, because to start these takes longer than to train.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from datasets import Dataset
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from datasets import load_from_disk
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerFast
 
-from llada_training import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
-from modeling_llada import LLaDAConfig, LLaDAModelLM
+import llada_training
+from modeling_llada import LLaDAModelLM
 
-folder = Path(sys.argv[1])
-generator = torch.Generator().manual_seed(1)
-rows = [torch.randint(0, 480, (16 + i % 9,), generator=generator).tolist() for i in range(64)]
-sequences = Dataset.from_dict({"input_ids": rows, "example_id": list(range(64))})
-# 61 sequences do not divide by two processes: one process sees a repeated example, which must not count.
-evaluation = sequences.select(range(61))
-torch.manual_seed(0)
-model = LLaDAModelLM(
-    LLaDAConfig(
-        d_model=32,
-        n_layers=2,
-        n_heads=4,
-        mlp_hidden_size=64,
-        vocab_size=492,
-        embedding_size=512,
-        max_sequence_length=64,
-        mask_token_id=488,
-        eos_token_id=481,
-        pad_token_id=481,
+
+def shard_on_cpus() -> None:
+    """Let accelerate shard on CPUs, where it would silently use DDP instead."""
+    set_device = PartialState.set_device
+
+    def as_if_on_gpus(state: PartialState) -> None:
+        set_device(state)
+        state.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.set_device = as_if_on_gpus
+
+
+def make_trainer(job: dict, name: str, **options: Any) -> Any:
+    # The config first: it tells transformers how weights are to be loaded.
+    config = getattr(llada_training, job["config"])(
+        **job["options"] | options | {"output_dir": os.path.join(job["folder"], name)}
     )
-)
-config = LLaDAPretrainingConfig(
-    output_dir=str(folder / "two"),
-    sequence_length=24,
-    per_device_train_batch_size=2,
-    gradient_accumulation_steps=2,
-    max_steps=4,
-    warmup_steps=1,
-    optim="sgd",
-    learning_rate=0.1,
-    random_length_probability=0.2,
-    low_discrepancy=True,
-    logging_steps=1,
-    save_strategy="no",
-    report_to="none",
-    disable_tqdm=True,
-    seed=7,
-)
-trainer = LLaDAPretrainingTrainer(model, config, train_dataset=sequences, eval_dataset=evaluation)
-before = trainer.evaluate()["eval_loss"]
-trainer.train()
-after = trainer.evaluate()["eval_loss"]
-weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-everyone = trainer.accelerator.gather(weights[None])
-if trainer.is_world_process_zero():
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    result = {
+    return getattr(llada_training, job["trainer"])(
+        LLaDAModelLM.from_pretrained(job["model"], dtype=torch.float32),
+        config,
+        train_dataset=load_from_disk(job["data"]),
+        eval_dataset=load_from_disk(job["evaluation_data"]),
+        processing_class=PreTrainedTokenizerFast.from_pretrained(job["model"]),
+    )
+
+
+def logged(trainer: Any, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def difference_between_processes(trainer: Any) -> float:
+    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    first, second = trainer.accelerator.gather(weights[None])
+    return (first - second).abs().max().item()
+
+
+def describe(trainer: Any) -> dict:
+    parameters = list(trainer.model.parameters())
+    is_sharded = isinstance(parameters[0], DTensor)
+    return {
         "num_processes": trainer.accelerator.num_processes,
-        "losses": [entry["loss"] for entry in history],
-        "masked_fractions": [entry["masked_fraction"] for entry in history],
-        "eval_loss_before": before,
-        "eval_loss_after": after,
-        "largest_difference_between_processes": (everyone[0] - everyone[1]).abs().max().item(),
+        "engine": trainer.accelerator.distributed_type.value,
+        "parameter_types": sorted({type(parameter).__name__ for parameter in parameters}),
+        "num_parameters": sum(parameter.numel() for parameter in parameters),
+        "num_parameters_here": sum((p.to_local() if is_sharded else p).numel() for p in parameters),
     }
-    (folder / "result.json").write_text(json.dumps(result))
-trainer.accelerator.end_training()
+
+
+def run(job: dict) -> dict:
+    result = {}
+    whole = make_trainer(job, "whole", save_strategy="steps", save_steps=2)
+    if job["evaluates_first"]:
+        result["eval_loss_before"] = whole.evaluate()["eval_loss"]
+    whole.train()
+    result |= describe(whole)
+    result["losses"] = logged(whole, "loss")
+    result["masked_fractions"] = logged(whole, "masked_fraction")
+    result["eval_loss_after"] = whole.evaluate()["eval_loss"]
+    if job["evaluates_first"]:
+        result["difference_between_processes"] = difference_between_processes(whole)
+    whole.save_model()
+    resumed = make_trainer(job, "resumed", save_strategy="no")
+    resumed.train(resume_from_checkpoint=os.path.join(job["folder"], "whole", "checkpoint-2"))
+    result["resumed_losses"] = logged(resumed, "loss")
+    resumed.save_model()
+    return result
+
+
+if __name__ == "__main__":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        shard_on_cpus()
+    folder = Path(sys.argv[1])
+    results = {job["name"]: run(job) for job in json.loads((folder / "jobs.json").read_text())}
+    if PartialState().is_main_process:
+        (folder / "results.json").write_text(json.dumps(results))
+    PartialState().destroy_process_group()

@@ -1,0 +1,137 @@
+"""Checkpoints that survive a kill or a full disk, and a final model that is whole however it was trained."""
+
+import json
+import os
+import re
+import shutil
+from typing import Any, Optional, Union
+
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+_FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
+
+class ResumableTrainer(Trainer):
+    """A trainer whose checkpoints are complete or recognisably not, also with several processes.
+
+    The trainer's state is the last file of a checkpoint, written after every process has written its part: a folder
+    without a readable one was cut off. Such a folder is never resumed from; saving the same step again replaces it.
+
+    Stands before `Trainer`, or a trainer of TRL, among the bases. For one process, DDP, FSDP and DeepSpeed ZeRO.
+    Not handled: loss of power (files are not forced to the disk), folders that the processes do not share.
+    """
+
+    args: Any
+
+    def train(self, resume_from_checkpoint: Optional[Union[bool, str]] = None, *args: Any, **options: Any) -> Any:
+        """Train, as `Trainer.train`; `resume_from_checkpoint=True` continues from the last complete checkpoint.
+
+        Raises:
+            ValueError: if there is no such checkpoint, or the one named is not complete.
+        """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        return super().train(checkpoint, *args, **options)
+
+    def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:
+        """Save the whole model for `from_pretrained`, as `Trainer.save_model`; all processes must call it.
+
+        Checkpoints of FSDP keep its shards if it is so configured. Everything else is gathered: `Trainer` would
+        write no weights at all.
+        """
+        save = super().save_model
+        is_checkpoint = _internal_call and output_dir is not None
+        if not self.is_fsdp_enabled or is_checkpoint:
+            return save(output_dir, _internal_call)
+        plugin = self.accelerator.state.fsdp_plugin
+        configured = plugin.state_dict_type
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            return save(output_dir, _internal_call)
+        finally:
+            plugin.set_state_dict_type(configured)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_folder = self._get_output_dir(trial=trial)
+        checkpoint = os.path.join(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            _clear(checkpoint)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"{checkpoint} could not be saved ({error}); the last complete checkpoint is "
+                f"{last_checkpoint(run_folder)}. Make room, then resume with `resume_from_checkpoint=True`."
+            ) from error
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last file that every process writes. Next the main process writes the state and deletes old checkpoints.
+        self.accelerator.wait_for_everyone()
+
+
+def last_checkpoint(output_dir: str) -> Optional[str]:
+    """The complete checkpoint of most steps in `output_dir`, or None."""
+    complete = [folder for folder in _checkpoints(output_dir) if is_complete(folder)]
+    return complete[-1] if complete else None
+
+
+def is_complete(checkpoint: str) -> bool:
+    """Whether the folder `checkpoint` was written to its end."""
+    try:
+        with open(os.path.join(checkpoint, TRAINER_STATE_NAME), encoding="utf-8") as file:
+            json.load(file)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def checkpoint_to_resume(wish: Optional[Union[bool, str]], output_dir: str) -> Optional[str]:
+    """The checkpoint that `resume_from_checkpoint` asks for.
+
+    Args:
+        wish: true (as a bool or in words) for the last complete checkpoint of `output_dir`; a checkpoint's folder;
+            None or false to start afresh.
+        output_dir: the run's folder; it need not exist.
+
+    Returns:
+        A complete checkpoint, or None to start afresh.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or the one named is not complete.
+    """
+    if wish is None or str(wish).lower() == "false":
+        return None
+    is_last = str(wish).lower() == "true"
+    checkpoint = last_checkpoint(output_dir) if is_last else str(wish)
+    if checkpoint is None or not os.path.isdir(checkpoint):
+        raise ValueError(
+            f"`resume_from_checkpoint` must be true or the folder of a checkpoint, got {wish}, but there is none "
+            f"complete in {output_dir if is_last else checkpoint}; leave it out to start afresh."
+        )
+    if not is_complete(checkpoint):
+        raise ValueError(
+            f"`resume_from_checkpoint` must name a complete checkpoint, got {checkpoint}, which was cut off while it "
+            f"was saved; the last complete one in {output_dir} is {last_checkpoint(output_dir)}."
+        )
+    return checkpoint
+
+
+def _checkpoints(output_dir: str) -> list[str]:
+    """Folders of checkpoints, complete or not, by number of steps."""
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    steps = {name: int(match[1]) for name in names if (match := _FOLDER.fullmatch(name))}
+    return [os.path.join(output_dir, name) for name in sorted(steps, key=steps.__getitem__)]
+
+
+def _clear(checkpoint: str) -> None:
+    """Remove the folder in whose place a checkpoint is about to be written."""
+    state = os.path.join(checkpoint, TRAINER_STATE_NAME)
+    if os.path.exists(state):
+        # First, so that a kill in here leaves nothing that looks complete.
+        os.remove(state)
+    if os.path.isdir(checkpoint):
+        shutil.rmtree(checkpoint)

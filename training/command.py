@@ -1,0 +1,159 @@
+"""What the training commands share: options in, a run started or resumed, a model folder and a loss curve out."""
+
+import difflib
+import os
+from collections.abc import Callable
+from typing import Any, Optional
+
+import torch
+from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
+from trl import TrlParser
+
+from modeling_llada import LLaDAModelLM
+from modeling_llada.tokenization_llada import BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
+
+from .checkpoints import checkpoint_to_resume, last_checkpoint
+from .plots import plot_loss_curve
+
+LOSS_CURVE = "loss_curve.png"
+
+
+def parse_options(args: list[str], classes: list[Any], command: str, description: str) -> tuple[Any, ...]:
+    """Read options from the command line and from the file after `--config`; the command line wins.
+
+    Args:
+        args: command line without the command's name.
+        classes: dataclasses whose fields are the options.
+        command: the command's name, e.g. `llada train sft`.
+        description: what `--help` says first.
+
+    Returns:
+        An object of each class.
+
+    Raises:
+        ValueError: for an unknown option, naming the nearest known one, and for values out of range.
+    """
+    if "--config" in args[:-1] and not os.path.isfile(args[args.index("--config") + 1]):
+        raise ValueError(
+            f"`--config` must name a YAML file, got {args[args.index('--config') + 1]!r}, which is no file."
+        )
+    usage = f"{command} [--config RECIPE.yaml] [--option value ...]"
+    parser = TrlParser(classes, usage=usage, description=description, allow_abbrev=False)
+    *configs, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
+    if unknown:
+        known = [option for action in parser._actions for option in action.option_strings]
+        nearest = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"Unknown option {unknown[0]!r}; did you mean {nearest!r}? `--help` lists all options.")
+    return tuple(configs)
+
+
+def run_training(
+    config: Any, build_trainer: Callable[[], Any], title: str, save: Optional[Callable[[Any], None]] = None
+) -> str:
+    """Train from the start or from a checkpoint, and write the result and its loss curve.
+
+    Args:
+        config: the run's options.
+        build_trainer: makes the trainer. It runs after the random seed is set and the checkpoint is found.
+        title: title of the loss curve.
+        save: writes the result of the trainer into `config.output_dir`; all processes call it. Default: `save_model`.
+
+    Returns:
+        The folder that holds the result.
+    """
+    set_seed(config.seed)
+    checkpoint = find_checkpoint(config)
+    trainer = build_trainer()
+    trainer.add_callback(_LogLastStep())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    (save or save_model)(trainer)
+    if trainer.is_world_process_zero():
+        curve = plot_loss_curve(trainer.state.log_history, os.path.join(config.output_dir, LOSS_CURVE), title)
+        trainer.create_model_card()
+        print(f"Model, tokenizer and training log: {config.output_dir}\nLoss curve: {curve}")
+    return config.output_dir
+
+
+def save_model(trainer: Any) -> None:
+    """Write the final model folder (code, weights, config, tokenizer, generation config) in `save_dtype`."""
+    if trainer.args.save_dtype is not None:
+        trainer.accelerator.unwrap_model(trainer.model).to(getattr(torch, trainer.args.save_dtype))
+    trainer.save_model()
+
+
+def load_tokenizer(config: Any) -> Any:
+    """Load the tokenizer named by `tokenizer`, else the one beside `model`.
+
+    Raises:
+        ValueError: if neither is given.
+    """
+    source = config.tokenizer or config.model
+    if source is None:
+        raise ValueError("`tokenizer` must name a folder or Hub id when `model` does not, got None; train one first.")
+    # By its class: AutoTokenizer would ask to run the code beside the checkpoint.
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(source)
+    if tokenizer.mask_token_id is None and not missing_tokens(tokenizer, [MASK_TOKEN, BOS_TOKEN, EOS_TOKEN]):
+        # The released tokenizers hold LLaDA's tokens but declare no mask.
+        tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
+    return tokenizer
+
+
+def load_checkpoint(config: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """Load the checkpoint `model`; `options` are those of `from_pretrained`.
+
+    Weights that are trained are float32: mixed precision is the trainer's, and saving in another type is
+    `save_dtype`'s.
+    """
+    return LLaDAModelLM.from_pretrained(
+        config.model, dtype=dtype, attn_implementation=config.attn_implementation, **options
+    )
+
+
+def check_token_ids(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that is not the model's.
+
+    Raises:
+        ValueError: if the mask or EOS tokens differ.
+    """
+    for name in ("mask_token_id", "eos_token_id"):
+        ours, theirs = getattr(model.config, name), getattr(tokenizer, name)
+        if theirs is not None and theirs not in (ours if isinstance(ours, list) else [ours]):
+            raise ValueError(
+                f"`{name}` must be the same in model and tokenizer, got {ours} and {theirs}; use the model's tokenizer."
+            )
+
+
+def find_checkpoint(config: Any) -> Optional[str]:
+    """Folder to resume from, or None to start afresh.
+
+    Raises:
+        ValueError: if there is nothing to resume, or if checkpoints of another run would be mixed with this one's.
+    """
+    checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, config.output_dir)
+    found = last_checkpoint(config.output_dir)
+    if checkpoint is None and found is not None and not getattr(config, "overwrite_output_dir", False):
+        raise ValueError(
+            f"`output_dir` must not hold checkpoints of an earlier run, got {found}; pass "
+            "--resume_from_checkpoint true to continue it, or another --output_dir."
+        )
+    return checkpoint
+
+
+def report_start(config: Any, model: Any, data: dict[str, Any], unit: str, longest: int) -> None:
+    """Print how large model and data are; data sets by name, counted in `unit`, of at most `longest` tokens each."""
+    if config.process_index:
+        return
+    parts = ", ".join(f"{len(rows):,} {unit} for {name}" for name, rows in data.items())
+    num_parameters, num_trained = model.num_parameters(), model.num_parameters(only_trainable=True)
+    share = "" if num_trained == num_parameters else f", of which {num_trained / 1e6:.2f} M are trained"
+    print(f"Model of {num_parameters / 1e6:.1f} M parameters{share}; {parts}, of at most {longest} tokens.")
+
+
+class _LogLastStep(TrainerCallback):
+    """Logs at the last step too, so that a run shorter than `logging_steps` has a loss curve."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        return control

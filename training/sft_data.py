@@ -1,0 +1,199 @@
+"""From conversations, prompts and texts to rows: numbered, checked, cut to length, each ending with its last response.
+
+TRL tokenises and labels the data (-100 outside responses); this file does what comes before and after.
+"""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Optional
+
+import numpy as np
+from datasets import Dataset
+from trl.chat_template_utils import has_generation_markers
+from trl.data_utils import is_conversational, is_conversational_from_value
+
+from .noise import IGNORE_INDEX
+from .packing import best_fit
+
+COLUMNS = ["input_ids", "labels", "example_id", "is_cut"]
+# Packed rows laid out at once.
+PACK_BATCH = 1000
+
+
+def check_dataset(dataset: Any, name: str) -> None:
+    """Refuse data without a length, whose examples cannot be numbered.
+
+    Raises:
+        ValueError: unless `dataset` is a `datasets.Dataset` with a row.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"The {name} data must be a `datasets.Dataset`, whose examples have stable numbers, got "
+            f"{type(dataset).__name__}; streaming is not supported, so load it whole."
+        )
+    if not len(dataset):
+        raise ValueError(f"The {name} data must hold at least one example, got none.")
+
+
+def check_tokenizer(tokenizer: Any, eos_token: Optional[str] = None) -> None:
+    """Refuse a tokenizer that cannot end an answer.
+
+    Raises:
+        ValueError: if neither the tokenizer nor the option `eos_token` names an EOS token.
+    """
+    if tokenizer.eos_token_id is None and eos_token is None:
+        raise ValueError(
+            "`tokenizer` must have an EOS token, which ends every answer, got none; set `tokenizer.eos_token`, or pass "
+            "eos_token."
+        )
+
+
+def has_conversations(dataset: Dataset) -> bool:
+    """Whether the examples are messages, under `role` and `content` or under `from` and `value`."""
+    first = dataset[0]
+    return is_conversational(first) or is_conversational_from_value(first)
+
+
+def check_conversations(dataset: Dataset, tokenizer: Any, name: str) -> None:
+    """Refuse conversations whose responses cannot be told from their prompts.
+
+    Raises:
+        ValueError: if the chat template marks no responses, or a conversation has no assistant turn.
+    """
+    if not tokenizer.chat_template or not has_generation_markers(tokenizer.chat_template):
+        raise ValueError(
+            "The chat template must mark the assistant's words by `{% generation %}`, got "
+            f"{'one without it' if tokenizer.chat_template else 'none'}; attach LLaDA's with "
+            "`modeling_llada.tokenization_llada.prepare_tokenizer(tokenizer)`."
+        )
+    for column in {"messages", "conversations"} & set(dataset.column_names):
+        for index, messages in enumerate(dataset[column]):
+            if not any(message.get("role", message.get("from")) == "assistant" for message in messages):
+                raise ValueError(
+                    f"Every conversation must have a turn of the role 'assistant', got none in example {index} of the "
+                    f"{name} data; leave it out."
+                )
+
+
+def number_examples(dataset: Dataset) -> Dataset:
+    """Add the column `example_id`, the number of the row, unless the data has one."""
+    if "example_id" in dataset.column_names:
+        return dataset
+    return dataset.add_column("example_id", np.arange(len(dataset)))
+
+
+def finish_examples(
+    dataset: Dataset,
+    name: str,
+    max_length: int,
+    eos_token_id: int,
+    mask_token_id: int,
+    vocab_size: int,
+    num_proc: Optional[int] = None,
+) -> Dataset:
+    """Cut each row to `max_length` and to its last response, and leave out rows without one.
+
+    Args:
+        dataset: with `input_ids`, `labels` (-100 outside responses) and `example_id`.
+        name: name of the data in messages.
+        max_length: longest row in tokens.
+        eos_token_id: one of it at the end is taken away: the trainer adds it after answers that are whole.
+        mask_token_id: must not appear in the data.
+        vocab_size: ids must be below it; the model's embedding size.
+        num_proc: processes that share the work.
+
+    Returns:
+        A data set with `COLUMNS`; `is_cut` says that a row's last response is truncated.
+
+    Raises:
+        ValueError: if a row holds the mask token or an id that the model does not have, or no row has a response left.
+    """
+    limits = {"max_length": max_length, "eos_token_id": eos_token_id}
+    finished = dataset.map(
+        _finish,
+        remove_columns=[column for column in dataset.column_names if column not in COLUMNS],
+        num_proc=num_proc,
+        fn_kwargs=limits | {"mask_token_id": mask_token_id, "vocab_size": vocab_size},
+        desc=f"Cutting {name} data to {max_length} tokens",
+    )
+    kept = finished.filter(lambda ids: len(ids) > 0, input_columns="input_ids", num_proc=num_proc)
+    _report_left_out(finished, len(finished) - len(kept), name, max_length)
+    return kept
+
+
+def pack_examples(dataset: Dataset, capacity: int, num_eos: int) -> Dataset:
+    """Put several examples into each row.
+
+    Args:
+        dataset: result of `finish_examples`.
+        capacity: tokens of a row.
+        num_eos: end-of-text tokens that the trainer adds after an answer.
+
+    Returns:
+        A data set with `COLUMNS`, each a list with one entry per document of the row.
+    """
+    lengths = [
+        len(ids) if is_cut else min(len(ids) + num_eos, capacity)
+        for ids, is_cut in zip(dataset["input_ids"], dataset["is_cut"])
+    ]
+    rows = Dataset.from_dict({"documents": best_fit(lengths, capacity)})
+    return rows.map(
+        _gather,
+        batched=True,
+        batch_size=PACK_BATCH,
+        remove_columns=["documents"],
+        fn_kwargs={"dataset": dataset},
+        desc=f"Packing into rows of {capacity} tokens",
+    )
+
+
+def _finish(example: dict, max_length: int, eos_token_id: int, mask_token_id: int, vocab_size: int) -> dict:
+    ids, labels = example["input_ids"], example["labels"]
+    if mask_token_id in ids:
+        raise ValueError(
+            f"Example {example['example_id']} must not hold the mask token (id {mask_token_id}), which stands for "
+            "hidden text; remove it from the text."
+        )
+    if ids and max(ids) >= vocab_size:
+        raise ValueError(
+            f"Token ids must be below the model's `embedding_size` ({vocab_size}), got {max(ids)} in example "
+            f"{example['example_id']}; use the model's own `tokenizer`."
+        )
+    if ids and ids[-1] == eos_token_id:
+        ids, labels = ids[:-1], labels[:-1]
+    end = _end_of_responses(labels[:max_length])
+    is_cut = end < len(labels) and labels[end] != IGNORE_INDEX
+    return {"input_ids": ids[:end], "labels": labels[:end], "is_cut": is_cut}
+
+
+def _end_of_responses(labels: list[int]) -> int:
+    """Number of tokens up to the last one of a response; 0 if there is none."""
+    for end in range(len(labels), 0, -1):
+        if labels[end - 1] != IGNORE_INDEX:
+            return end
+    return 0
+
+
+def _report_left_out(finished: Dataset, num_left_out: int, name: str, max_length: int) -> None:
+    if not num_left_out:
+        return
+    first = _first_without_response(zip(finished["example_id"], finished["input_ids"]))
+    message = (
+        f"{num_left_out} of {len(finished)} examples of the {name} data have no response tokens left within "
+        f"`max_length` ({max_length}), the first is example {first}"
+    )
+    if num_left_out == len(finished):
+        raise ValueError(f"{message}; raise `max_length`, or shorten the prompts.")
+    warnings.warn(f"{message}; they are left out.", stacklevel=2)
+
+
+def _first_without_response(rows: Iterable[tuple[int, list[int]]]) -> int:
+    return next(example_id for example_id, ids in rows if not ids)
+
+
+def _gather(batch: dict, dataset: Dataset) -> dict:
+    columns: dict[str, list] = {column: [] for column in COLUMNS}
+    for documents in batch["documents"]:
+        for column, values in dataset[documents].items():
+            columns[column].append(values)
+    return columns
