@@ -17,7 +17,8 @@ READY := $(VENV)/.ready
 OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
 
 # The packages as (folder, installed name): mypy looks for installed names.
-PACKAGES := modeling_llada:modeling_llada training:llada_training cli:llada_cli checkpoints:llada_checkpoints
+PACKAGES := modeling_llada:modeling_llada training:llada_training conversion:llada_conversion \
+	cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
 
 # What runs under transformers 4.57: the Hub code and the tokenizer, and whatever is not left out here.
@@ -65,10 +66,13 @@ test-optimum: $(OPTIMUM_READY) ## run the model, remote-code and generation test
 	@$(OFFLINE) $(OPTIMUM_VENV)/bin/pytest -m "$(OPTIMUM_MARKERS)" $(PYTEST_FLAGS) $(OPTIMUM_TESTS)
 
 $(READY): pyproject.toml constraints/newest.txt
-	$(call install,$(VENV),constraints/newest.txt,train$(comma)dev)
+	$(call install,$(VENV),constraints/newest.txt,train$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev)
+	@# DeepSpeed builds from source; where it does not, its tests are skipped.
+	@$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
+		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."
 
 $(OPTIMUM_READY): pyproject.toml constraints/optimum.txt
-	$(call install,$(OPTIMUM_VENV),constraints/optimum.txt,optimum$(comma)train$(comma)dev)
+	$(call install,$(OPTIMUM_VENV),constraints/optimum.txt,optimum$(comma)train$(comma)gguf$(comma)dev)
 
 comma := ,
 
@@ -84,7 +88,7 @@ define install
 fi
 @rm -f $(1)/.ready && touch $(1)/.incomplete
 @echo "Installing llada-hf[$(3)] into $(1), versions from $(2) (a minute or more) …"
-@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) setuptools
+@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) setuptools wheel
 @$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) --no-build-isolation --editable ".[$(3)]"
 @$(1)/bin/python -m pip check
 @rm -f $(1)/.incomplete && touch $@

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from llada_conversion import EXPORTED_FILES, find_exported, load_exported
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.tokenization_llada import EOT_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
 
@@ -52,9 +53,9 @@ def load_checkpoint(
     that lies beside the weights runs only with `trust_remote_code`.
 
     Args:
-        model: folder or Hub id. None is the bundled model.
-        device: a torch device. None is CUDA, else MPS, else the CPU.
-        dtype: one of `DTYPES`; `auto` is the checkpoint's.
+        model: folder or Hub id; the folder may hold an exported model. None is the bundled model.
+        device: a torch device. None is CUDA, else MPS, else the CPU. An exported model takes the CPU.
+        dtype: one of `DTYPES`; `auto` is the checkpoint's. For an exported model see `load_exported`.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: load the class that the checkpoint brings.
 
@@ -74,7 +75,10 @@ def load_checkpoint(
         )
     tokenizer = _load_tokenizer(name, revision)
     logging.disable_progress_bar()
-    loaded = _load_model(name, revision, torch_dtype, trust_remote_code).to(torch_device).eval()
+    if _is_exported(name):
+        loaded = _load_exported(name, device, dtype, trust_remote_code)
+    else:
+        loaded = _load_model(name, revision, torch_dtype, trust_remote_code).to(torch_device).eval()
     _check_fit(name, tokenizer, loaded.config)
     options: Any = LLaDAGenerationConfig.from_generation_config(loaded.generation_config)
     if options.eot_token_id is None and not missing_tokens(tokenizer, [EOT_TOKEN]):
@@ -120,7 +124,7 @@ def _check_location(name: str) -> None:
         raise FileNotFoundError(f"There is no folder `{name}`; `--model` takes a checkpoint folder or a Hub id.")
     if not folder.is_dir():
         raise NotADirectoryError(f"`{name}` is a file; `--model` takes the folder that holds it.")
-    wanted = [("config.json",), WEIGHT_FILES, ("tokenizer.json",)]
+    wanted = [("config.json",), WEIGHT_FILES + EXPORTED_FILES, ("tokenizer.json",)]
     missing = [names[0] for names in wanted if not any((folder / file).is_file() for file in names)]
     for index in folder.glob("*.index.json"):
         shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
@@ -175,6 +179,20 @@ def _load_model(name: str, revision: str, dtype: Any, trust_remote_code: bool) -
             f"The weights of `{name}` are incomplete: {len(missing)} tensors are missing, such as `{missing[0]}`."
         )
     return model
+
+
+def _is_exported(name: str) -> bool:
+    """Whether a folder holds an exported model and no weights for PyTorch."""
+    return find_exported(name) is not None and not any((Path(name) / file).is_file() for file in WEIGHT_FILES)
+
+
+def _load_exported(name: str, device: str | None, dtype: str, trust_remote_code: bool) -> Any:
+    """Load an exported model, which has its own device and brings no code."""
+    if device not in (None, "cpu"):
+        raise ValueError(f"`--device` must be cpu for the exported model `{name}`, got {device!r}; leave it out.")
+    if trust_remote_code:
+        raise ValueError(f"`--trust-remote-code` has no meaning for the exported model `{name}`; leave it out.")
+    return load_exported(name, dtype)
 
 
 def _check_fit(name: str, tokenizer: PreTrainedTokenizerBase, config: Any) -> None:

@@ -5,11 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from .convert import app as convert_app
+from .export import app as export_app
 from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
+from .push import push
 from .train import app as train_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(train_app, name="train")
+app.add_typer(convert_app, name="convert")
+app.add_typer(export_app, name="export")
+app.command()(push)
 
 
 def _print_version(wanted: bool) -> None:

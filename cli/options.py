@@ -1,9 +1,10 @@
 """Flags that several commands share, and the way a command reports an error: one line, no traceback."""
 
+import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -78,21 +79,28 @@ def reports_errors(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapper(debug: bool = False, **values: Any) -> Any:
-        try:
+        with errors_on_one_line(debug):
             return command(**values)
-        except BrokenPipeError:
-            raise  # the reader of our output has gone; Typer ends quietly
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except (ValueError, OSError) as error:
-            if debug:
-                raise
-            print_error(str(error))
-            raise typer.Exit(2) from None
 
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "debug"]
     _set_parameters(wrapper, [*own, _parameter("debug", bool, "Show the traceback of an error.", False, "Other")])
     return wrapper  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def errors_on_one_line(debug: bool = False) -> Iterator[None]:
+    """Print an error of the user's as `print_error` does and exit with 2, unless `debug`; Ctrl-C exits with 130."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # the reader of our output has gone; Typer ends quietly
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        print_error(str(error))
+        raise typer.Exit(2) from None
 
 
 def print_error(message: str) -> None:

@@ -37,6 +37,7 @@ def wheel(tmp_path_factory) -> set[str]:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in PRESENT:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "optimum", source / "optimum")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     (source / "tests").mkdir()
@@ -49,7 +50,13 @@ def wheel(tmp_path_factory) -> set[str]:
 
 
 def test_the_wheel_holds_the_import_names_and_nothing_else(wheel):
-    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == set(PRESENT.values())
+    expected = {*PRESENT.values(), "optimum"}
+    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == expected
+
+
+def test_the_wheel_puts_one_file_into_the_namespace_of_optimum(wheel):
+    """An `__init__.py` there would hide Optimum's own packages."""
+    assert {name for name in wheel if name.startswith("optimum/")} == {"optimum/commands/register/register_llada.py"}
 
 
 def test_the_wheel_holds_every_source_file(wheel):
@@ -58,13 +65,18 @@ def test_the_wheel_holds_every_source_file(wheel):
         for folder, name in PRESENT.items()
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert {name for name in wheel if name.endswith(".py")} == expected
+    found = {name for name in wheel if name.endswith(".py") and not name.startswith("optimum/")}
+    assert found == expected
 
 
 def test_the_wheel_holds_the_chat_template(wheel):
     templates = {f"modeling_llada/{path.name}" for path in (ROOT / "modeling_llada").glob("*.jinja")}
     assert templates
     assert templates <= wheel
+
+
+def test_the_wheel_holds_the_card_template(wheel):
+    assert {"llada_conversion/model_card.md", "llada_training/model_card.md"} <= wheel
 
 
 def test_the_wheel_holds_the_bundled_model(wheel):

@@ -57,6 +57,19 @@ class BlockCache:
         values.index_copy_(2, self._columns, value)
         return keys, values
 
+    def outside_window(self) -> tuple[list[tuple[Optional[Tensor], Optional[Tensor]]], Tensor]:
+        """What the next pass reads besides its own columns; for engines that take it as an input.
+
+        Returns:
+            For each layer, keys and values of the columns that the pass does not compute, [rows, heads, others,
+            head_dim] each (None before the first pass); which columns it computes, bool [columns].
+        """
+        is_inside = torch.zeros(self.num_columns, dtype=torch.bool, device=self._columns.device)
+        is_inside[self._columns] = True
+        pairs = zip(self._keys, self._values)
+        outside = [tuple(None if states is None else states[:, :, ~is_inside] for states in pair) for pair in pairs]
+        return outside, is_inside
+
     def select(self, rows: Tensor, num_columns: Optional[int] = None) -> "BlockCache":
         """A copy that holds some of the rows, cut or extended to `num_columns`; int64 [rows]."""
         selected = BlockCache(len(self._keys), num_columns or self.num_columns)

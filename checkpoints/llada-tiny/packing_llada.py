@@ -44,13 +44,13 @@ def packed_weights(model: Any, pack: Optional[bool]) -> Iterator[None]:
         layers = []
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
-        layer.forward = functools.partial(_packed_linear, layer, packed)
+        # An instance's attribute hides the method of its class.
+        vars(layer)["forward"] = functools.partial(_packed_linear, layer, packed)
     try:
         yield
     finally:
         for layer in layers:
-            # An instance's attribute hides the method of its class.
-            del layer.forward
+            del vars(layer)["forward"]
 
 
 def packable_layers(model: Any) -> list[nn.Linear]:

@@ -170,3 +170,15 @@ def test_a_compiled_model_gives_the_same_tokens_and_is_not_compiled_again_per_st
     assert num_compiled <= 6
     assert torch.equal(tiny_model.generate(prompts(1, 7), compile=True, **options), plain)
     assert counter.frame_count == num_compiled
+
+
+def test_outside_the_window_are_the_columns_that_a_pass_does_not_compute() -> None:
+    cache = BlockCache(num_layers=1, num_columns=4)
+    cache.set_window(0, 4, torch.device("cpu"))
+    assert cache.outside_window()[0] == [(None, None)]
+    states = torch.arange(4.0).view(1, 1, 4, 1)
+    cache.update(states, -states, 0)
+    cache.set_window(1, 3, torch.device("cpu"))
+    [(keys, values)], is_inside = cache.outside_window()
+    assert keys.flatten().tolist() == [0.0, 3.0] and values.flatten().tolist() == [0.0, -3.0]
+    assert is_inside.tolist() == [False, True, True, False]

@@ -1,0 +1,65 @@
+"""The command `llada push`: shows what would be published, or publishes it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import reports_errors
+
+Names = list[str] | None
+Files = list[Path] | None
+CARD = "Card"
+
+
+@reports_errors
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a model or a LoRA adapter.")],
+    repo_id: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub, made if need be.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and list the files; send nothing.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to; made if need be.")] = None,
+    message: Annotated[str | None, typer.Option(help="Text of the commit.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the weights: apache-2.0, mit, other …", rich_help_panel=CARD)
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hub id of the model this one came from.", rich_help_panel=CARD)
+    ] = None,
+    dataset: Annotated[Names, typer.Option(help="Hub id of training data; repeatable.", rich_help_panel=CARD)] = None,
+    language: Annotated[Names, typer.Option(help="Language code, e.g. en; repeatable.", rich_help_panel=CARD)] = None,
+    tag: Annotated[Names, typer.Option(help="Further tag of the card; repeatable.", rich_help_panel=CARD)] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file of the training's options.", rich_help_panel=CARD)
+    ] = None,
+    results: Annotated[
+        Files, typer.Option(help="JSON file of an evaluation, e.g. lm-eval's; repeatable.", rich_help_panel=CARD)
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text that the card's example continues.", rich_help_panel=CARD)
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Show a chat in the card too.", rich_help_panel=CARD)] = False,
+) -> None:
+    """Publish a model or a LoRA adapter on the Hub: code, weights, tokenizer, options and a card, in one commit.
+
+    A new repository is private. A README.md in DIR goes up as it is; without one the card is filled in.
+    """
+    from llada_conversion import CardFacts, prepare_upload, push_upload
+
+    given: dict[str, Any] = {"license": license, "base_model": base_model, "recipe": recipe, "prompt": prompt}
+    lists = {"datasets": dataset, "languages": language, "tags": tag, "results": results}
+    given |= {name: tuple(values) for name, values in lists.items() if values}
+    facts = CardFacts(is_chat=chat, **{name: value for name, value in given.items() if value is not None})
+    upload = prepare_upload(folder, repo_id, facts)
+    if not dry_run:
+        print(push_upload(upload, private=not public, revision=revision, message=message))
+        return
+    size = sum(upload.size(name) for name in upload.files)
+    place = f"{repo_id}{f' ({revision})' if revision else ''}"
+    print(f"{len(upload.files)} files, {size / 2**20:.1f} MiB, would go to {place}:")
+    for name in upload.files:
+        print(f"  {upload.size(name):>14,}  {name}")
+    if upload.left_out:
+        print(f"These stay: {', '.join(upload.left_out)}")

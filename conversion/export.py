@@ -1,0 +1,132 @@
+"""Exports a checkpoint to ONNX or OpenVINO: graphs, config and tokenizer in a folder, compared with PyTorch."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from modeling_llada import LLaDAModelLM
+from modeling_llada.tokenization_llada import save_tokenizer
+
+from . import export_onnx, export_openvino
+from .folders import check_space, check_target, complete_folder
+from .graphs import block_graph, full_graph
+from .hub import fetch_checkpoint
+from .official import config_text, read_config
+from .optimum_support import optimum_problem
+from .validation import Gap, check_gaps, measure_gaps
+
+RUNTIMES: dict[str, ModuleType] = {"onnx": export_onnx, "openvino": export_openvino}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        folder: the folder made.
+        exporter: what wrote the graphs, and why not Optimum if it was not.
+        gaps: how far each graph is from PyTorch.
+    """
+
+    folder: Path
+    exporter: str
+    gaps: list[Gap]
+
+
+def export_model(
+    source: str | Path,
+    target: str | Path,
+    runtime: str,
+    weights: str = "float32",
+    with_block_graph: bool = True,
+    force: bool = False,
+    revision: str | None = None,
+) -> ExportReport:
+    """Export a checkpoint.
+
+    The folder holds the full graph (`model.onnx`, or `openvino_model.xml` and `.bin`), which Optimum's own classes read
+    too; the block graph (`block_…`), which `cache="prefix"` and `cache="dual"` need; config, generation config and
+    tokenizer. Batch, length, block and cached columns are free in both graphs.
+
+    Args:
+        source: a folder or a Hub id.
+        target: the folder to make; it appears when it is complete.
+        runtime: `onnx` or `openvino`.
+        weights: `float32` or `int8`, or `int4` for OpenVINO. Below float32 the logits differ; the report says how far.
+        with_block_graph: also export the block graph. It doubles the folder.
+        force: replace `target` if it is a checkpoint.
+        revision: branch, tag or commit of a Hub id.
+
+    Returns:
+        What was done. Where Optimum is missing or does not fit the other versions, the graphs are written without it;
+        they have the same inputs and outputs.
+
+    Raises:
+        ValueError: for an unknown runtime or unknown weights, a checkpoint that is no LLaDA, and float32 graphs whose
+            logits are not the model's.
+        ImportError: if the runtime is not installed, or NNCF where OpenVINO's weights are compressed.
+        OSError: for a source that is not there, a target that is, and a full disk.
+    """
+    exporter = find_exporter(runtime, weights)
+    folder = fetch_checkpoint(source, revision)
+    check_target(target, force, source=folder)
+    read_config(folder)
+    problem = optimum_problem(runtime)
+    model: Any = LLaDAModelLM.from_pretrained(folder, dtype=torch.float32).eval()
+    files = [exporter.FULL_FILE, exporter.BLOCK_FILE] if with_block_graph else [exporter.FULL_FILE]
+    check_space(target, len(files) * sum(p.numel() * p.element_size() for p in model.parameters()))
+    with complete_folder(target, force) as scratch, _quietly():
+        for file, make_graph in zip(files, (full_graph, block_graph)):
+            exporter.write_graph(make_graph(model), scratch / file, weights, with_optimum=problem is None)
+        gaps = measure_gaps(model, *(exporter.open_graph(scratch / file) for file in files))
+        if weights == "float32":
+            check_gaps(gaps)
+        _write_other_files(folder, scratch, model)
+    by = "Optimum" if problem is None else f"{exporter.PLAIN_EXPORTER}, without Optimum: {problem}"
+    return ExportReport(Path(target), by, gaps)
+
+
+def find_exporter(runtime: str, weights: str) -> Any:
+    """Return the module that exports to `runtime`, once it is clear that it can.
+
+    Raises:
+        ValueError, ImportError: as `export_model`.
+    """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+    exporter: Any = RUNTIMES[runtime]
+    if weights not in exporter.WEIGHTS:
+        raise ValueError(f"`weights` must be one of {', '.join(exporter.WEIGHTS)} for {runtime}, got {weights!r}.")
+    exporter.check_installed(weights)
+    return exporter
+
+
+def _write_other_files(source: Path, target: Path, model: Any) -> None:
+    """Write config, generation config, tokenizer and the licence texts; the folder needs no code."""
+    save_tokenizer(PreTrainedTokenizerFast.from_pretrained(source), target)
+    model.generation_config.save_pretrained(target)
+    (target / "config.json").write_text(config_text(model.config, with_code=False), encoding="utf-8")
+    for path in (path for pattern in ("LICENSE*", "NOTICE*") for path in source.glob(pattern)):
+        shutil.copyfile(path, target / path.name)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence the exporters, which warn of every Python number that they trace; the comparison is what counts."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
