@@ -9,39 +9,17 @@ and the vocabulary large, so that logits dominate, as they do beside a quantised
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from generation_speed import make_model, plain_generate
+from process_memory import MIB, measure_in_process, peak, resident
 from report import command, machine, table, write_json
 
-MIB = 2**20
-# Linux counts in KiB, macOS in bytes.
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 PLAIN = "plain loop"
 MODES = (PLAIN, "none", "dual")
-# Makes glibc return freed blocks of a MiB and more to the system at once, so that a peak is what was in use.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
 # Two blocks of one pass each: every further pass needs as much or less.
 NUM_BLOCKS = 2
-
-
-def peak() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / MIB
-
-
-def resident() -> float:
-    """Memory of this process now, in MiB; its peak so far where the system does not tell."""
-    path = Path("/proc/self/statm")
-    if not path.exists():
-        return peak()
-    return int(path.read_text().split()[1]) * resource.getpagesize() / MIB
 
 
 def logits_sizes(batch: int, tokens: int, block: int, vocab: int) -> dict[str, float]:
@@ -68,24 +46,6 @@ def measure(args: argparse.Namespace, mode: str, tokens: int, block: int) -> dic
     run(prompt)
     sizes = logits_sizes(args.batch, tokens, block, args.vocab)
     return {"mode": mode, "tokens": tokens, "block": block, "before_mib": before, "peak_mib": peak(), **sizes}
-
-
-def measure_in_process(args: argparse.Namespace, mode: str, tokens: int, block: int) -> dict[str, Any]:
-    """`measure` in a process of its own.
-
-    The peak of a process starts at its parent's memory, so that the parent must stay smaller than any child: it
-    builds no model.
-    """
-    case = json.dumps([mode, tokens, block])
-    child = [sys.executable, *sys.argv, "--case", case]
-    done = subprocess.run(child, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
-    if done.returncode != 0:
-        raise SystemExit(
-            f"{mode} with {tokens} tokens failed; with fewer `--tokens` it needs less memory.\n{done.stderr}"
-        )
-    result = json.loads(done.stdout.splitlines()[-1])
-    added = result["peak_mib"] - result["before_mib"]
-    return {**result, "added_mib": added, "added_per_scored_logits": added / result["scored_logits_mib"]}
 
 
 def make_cases(args: argparse.Namespace) -> list[tuple[str, int, int]]:
@@ -136,7 +96,9 @@ def main() -> None:
         print(json.dumps(measure(args, *json.loads(args.case))))
         return
     about = machine()
-    results = [measure_in_process(args, *case) for case in make_cases(args)]
+    results = [measure_in_process(list(case), "fewer `--tokens`") for case in make_cases(args)]
+    for row in results:
+        row["added_per_scored_logits"] = row["added_mib"] / row["scored_logits_mib"]
     print(about)
     print(show(results))
     write_json({"command": command(), "machine": about, "settings": vars(args), "results": results}, args.json)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -83,6 +84,8 @@ def test_with_a_temperature_no_row_claims_equal_tokens(tmp_path) -> None:
         (["generation_speed", "--length", "48", "--block", "32"], "`--length` must be a multiple of `--block`"),
         (["generation_speed", "--steps", "5"], "and `--steps` of the number of blocks"),
         (["peak_memory", "--tokens", "64"], "`--tokens` must exceed 2 blocks (64), got 64"),
+        (["head_and_loss", "--shares", "1,0"], "`--shares` must lie in (0, 1], got [1.0, 0.0]"),
+        (["gradient_variance", "--pairs", "1"], "`--pairs` must be at least 2 for a standard error, got 1"),
         (["steps_quality", "--groups", "rules,cashes"], "takes rules, measures, remasking, caches, got cashes"),
     ],
     ids=" ".join,
@@ -166,6 +169,54 @@ def test_the_peak_of_generation_follows_the_block_and_not_the_length(tmp_path) -
             assert rows[mode, 192, 32]["added_mib"] < 1.4 * rows[mode, 96, 32]["added_mib"]
             assert rows[mode, 192, 32]["added_mib"] < 0.2 * rows["plain loop", 192, 32]["added_mib"]
     assert 'cache="dual"' in printed
+
+
+# --- head_and_loss.py ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_memory_of_head_and_loss_follows_the_masked_positions(tmp_path) -> None:
+    sizes = ["--batch", "4", "--length", "128", "--d-model", "32", "--vocab", "40000", "--shares", "1,0.25"]
+    result, printed = result_of("head_and_loss.py", tmp_path / "r.json", *sizes, "--runs", "1", "--threads", "1")
+    rows = {(row["mode"], row["share"]): row for row in result["results"]}
+    plain, cut = rows["all positions", 0.25], rows["masked ones", 0.25]
+    assert set(rows) == {(mode, share) for mode in ("all positions", "masked ones") for share in (1.0, 0.25)}
+    assert cut["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert (plain["logits_mib"], cut["logits_mib"]) == (512 * 40000 * 4 / 2**20, 128 * 40000 * 4 / 2**20)
+    assert plain["times_faster"] == plain["times_less_memory"] == 1
+    assert len(cut["seconds"]) == 1 and cut["median_seconds"] > 0
+    if sys.platform == "linux":
+        assert cut["added_mib"] < 0.5 * rows["masked ones", 1.0]["added_mib"]
+        assert cut["times_less_memory"] > 1.5
+    assert "| masked ones" in printed
+
+
+# --- gradient_variance.py --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_way_to_draw_noise_is_compared_with_independent_masks(tmp_path) -> None:
+    arguments = ["--texts", "2", "--pairs", "2", "--threads", "1"]
+    result, printed = result_of("gradient_variance.py", tmp_path / "r.json", *arguments)
+    rows = result["results"]
+    options = ("exact_count", "low_discrepancy", "complementary_masks")
+    assert {tuple(row[option] for option in options) for row in rows} == set(product((False, True), repeat=3))
+    assert not any(rows[0][option] for option in options)
+    assert rows[0]["gradient_variance_ratio"] == rows[0]["loss_variance_ratio"] == 1
+    assert all(row["gradient_variance"] > 0 and row["loss_variance"] > 0 for row in rows)
+    assert "| exact_count, low_discrepancy " in printed
+
+
+def test_the_variance_of_a_gradient_is_the_one_over_all_draws(tiny_model, load) -> None:
+    script = load("gradient_variance")
+    ids = torch.randint(0, 400, (1, 3), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids, "example_id": torch.tensor([0]), "attention_mask": None}
+    way = (True, True, True)
+    gradients = torch.stack([script.gradient(tiny_model, batch, way, step)[1] for step in range(200)])
+    result = script.measure(tiny_model, batch, way, 100)
+    error = 4 * result["gradient_variance_error"]
+    assert result["gradient_variance"] == pytest.approx(gradients.var(0).sum().item(), abs=error)
+    assert 0 < error < 0.5 * result["gradient_variance"]
 
 
 # --- steps_quality.py ------------------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""The peak memory of a case, measured in a process of its own.
+
+A script with `--case` measures that case and prints its result as JSON on the last line.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+# Linux counts in KiB, macOS in bytes.
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+# Makes glibc return freed blocks of a MiB and more to the system at once, so that a peak is what was in use.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
+
+
+def peak() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / MIB
+
+
+def resident() -> float:
+    """Memory of this process now, in MiB; its peak so far where the system does not tell."""
+    path = Path("/proc/self/statm")
+    if not path.exists():
+        return peak()
+    return int(path.read_text().split()[1]) * resource.getpagesize() / MIB
+
+
+def measure_in_process(case: list[Any], hint: str) -> dict[str, Any]:
+    """Run this script once more with `--case`, and add `added_mib` = `peak_mib` - `before_mib` to its result.
+
+    The peak of a process starts at its parent's memory, so that the parent must stay smaller than any child: it
+    builds no model before.
+
+    Args:
+        case: what `--case` gets, as JSON.
+        hint: what to change if there is too little memory.
+
+    Raises:
+        SystemExit: if the process fails.
+    """
+    child = [sys.executable, *sys.argv, "--case", json.dumps(case)]
+    done = subprocess.run(child, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
+    if done.returncode != 0:
+        raise SystemExit(f"The case {', '.join(map(str, case))} failed; {hint} need less memory.\n{done.stderr}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {**result, "added_mib": result["peak_mib"] - result["before_mib"]}
