@@ -1,7 +1,8 @@
 """Short facts for a tiny language model, from the answer files of the game `quiz`, each in several wordings."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from texts import Document, as_sentence, with_article
@@ -80,6 +81,12 @@ YEARS = (
     "The year of the {b} comes after the year of the {a}.", "The year of the {a} comes before the year of the {b}.",
 )  # fmt: skip
 
+WORDINGS = {
+    "capital": CAPITALS, "state capital": STATES, "province capital": PROVINCES, "abbreviation": ABBREVIATIONS,
+    "chemical symbol": SYMBOLS, "atomic number": ATOMIC_NUMBERS, "baby": BABIES, "group": GROUPS, "flower": FLOWERS,
+    "opposite": OPPOSITES, "female": FEMALES, "year": YEARS, "order": ORDER, "term": TERMS, "successor": SUCCESSORS,
+}  # fmt: skip
+
 QUOTATIONS = (
     "{line}\n{next}\n- {author}, {work}", '"{line} / {next}" is from {work} by {author}.',
     'What comes after "{line}"? "{next}"', 'What comes before "{next}"? "{line}"',
@@ -123,78 +130,111 @@ SKIPPED_PAIRS = {
 SKIPPED_QUOTATIONS = re.compile(r"Fuzzy|Fern Hill|woman|Women|bastard|complexion|butcher|Frenchman|Ethiop|screw")
 
 
+@dataclass(frozen=True)
+class Fact:
+    """One pair of the quiz: `a` is asked for by its kind, `b` answers; `b` may carry an article.
+
+    Attributes:
+        kind: a key of `WORDINGS`.
+    """
+
+    kind: str
+    a: str
+    b: str
+
+
 def fact_documents(folder: Path) -> Iterator[Document]:
     """Yield every fact in every wording, `COPIES` times.
 
     Args:
         folder: the answer files of the game.
     """
-    for text in (*place_facts(folder), *nature_facts(folder), *word_facts(folder), *people_facts(folder)):
+    for part in (place_facts, nature_facts, word_facts):
+        for fact in part(folder):
+            yield from copies(worded(WORDINGS[fact.kind], fact.a, fact.b))
+    yield from copies(verses(folder))
+    for fact in people_facts(folder):
+        yield from copies(worded(WORDINGS[fact.kind], fact.a, fact.b))
+
+
+def quiz_facts(folder: Path) -> Iterator[Fact]:
+    """Yield every fact once, without those that are skipped."""
+    for part in (place_facts, nature_facts, word_facts, people_facts):
+        yield from (fact for fact in part(folder) if fact.a not in SKIPPED_PAIRS)
+
+
+def copies(texts: Iterable[str]) -> Iterator[Document]:
+    """Yield each text `COPIES` times."""
+    for text in texts:
         for _ in range(COPIES):
             yield Document(text, "quiz", text)
 
 
-def place_facts(folder: Path) -> Iterator[str]:
-    """Say the capitals of countries, states and provinces, and the states' abbreviations."""
+def place_facts(folder: Path) -> Iterator[Fact]:
+    """Yield the capitals of countries, states and provinces, and the states' abbreviations."""
     countries = {}
     for continent in ("africa", "america", "asia", "europe"):
         for country, capital in pairs(folder / continent):
             countries[country] = capital
     for country, capital in countries.items():
         if country not in SKIPPED_PLACES:
-            yield from worded(CAPITALS, named_place(country), capital)
+            yield Fact("capital", named_place(country), capital)
     for state, capital, abbreviation, _ in rows(folder / "state"):
-        yield from worded(STATES, state, capital)
-        yield from worded(ABBREVIATIONS, state, abbreviation)
+        yield Fact("state capital", state, capital)
+        yield Fact("abbreviation", state, abbreviation)
     for province, capital in pairs(folder / "province"):
         if province != "Canada":
-            yield from worded(PROVINCES, named_place(province), capital)
+            yield Fact("province capital", named_place(province), capital)
 
 
-def nature_facts(folder: Path) -> Iterator[str]:
-    """Say the chemical elements, baby animals, groups of animals and the language of flowers."""
+def nature_facts(folder: Path) -> Iterator[Fact]:
+    """Yield the chemical elements, baby animals, groups of animals and the language of flowers."""
     for symbol, number, _, element in rows(folder / "elements"):
         if element != "Lawrencium":  # its symbol has changed since
-            yield from worded(SYMBOLS, element.lower(), symbol)
-            yield from worded(ATOMIC_NUMBERS, element.lower(), number)
+            yield Fact("chemical symbol", element.lower(), symbol)
+            yield Fact("atomic number", element.lower(), number)
     for baby, adult in every_pair(folder / "babies", varied=1):
-        yield from worded(BABIES, adult, with_article(baby))
+        yield Fact("baby", adult, with_article(baby))
     for members, group in every_pair(folder / "collectives", varied=0):
-        yield from worded(GROUPS, members, with_article(group))
+        yield Fact("group", members, with_article(group))
     for flower, meaning in pairs(folder / "flowers"):
         flower = re.sub(r"^(\w+), (\w+)$", r"\2 \1", flower.replace("Lilly", "Lily"))
         if "," not in flower:
-            yield from worded(FLOWERS, flower.lower().replace("african", "African"), f'"{meaning}"')
+            yield Fact("flower", flower.lower().replace("african", "African"), f'"{meaning}"')
 
 
-def word_facts(folder: Path) -> Iterator[str]:
-    """Say opposites, male and female names, the Chinese years and lines of verse."""
+def word_facts(folder: Path) -> Iterator[Fact]:
+    """Yield opposites, male and female names, and the Chinese years."""
     for positive, negative in pairs(folder / "posneg"):
-        yield from worded(OPPOSITES, positive, negative)
+        yield Fact("opposite", positive, negative)
     for male, female in pairs(folder / "sexes"):
-        yield from worded(FEMALES, male, with_article(female))
+        yield Fact("female", male, with_article(female))
     for year, following in pairs(folder / "chinese"):
-        yield from worded(YEARS, year, following)
+        yield Fact("year", year, following)
+
+
+def verses(folder: Path) -> Iterator[str]:
+    """Say lines of verse, what follows each, and whose they are."""
     for line, following, work, author in rows(folder / "poetry"):
         if not SKIPPED_QUOTATIONS.search(f"{line} {following} {work}"):
             names = {"line": line.strip(" ,"), "next": following, "work": work, "author": author}
             yield from (wording.format(**names).replace("..", ".") for wording in QUOTATIONS)
 
 
-def people_facts(folder: Path) -> Iterator[str]:
-    """Say the presidents of the United States with their terms, and who followed whom on the English throne."""
+def people_facts(folder: Path) -> Iterator[Fact]:
+    """Yield the presidents of the United States with their terms, and who followed whom on the English throne."""
     presidents = [row for row in rows(folder / "pres") if "-" in row[1] or row[1].isdigit()]
     for number, (president, term, _, successor) in enumerate(presidents, start=1):
         president, successor = (re.sub(r" \(.*\)", "", name) for name in (president, successor))
-        yield from worded(ORDER, president, ordinal(number))
+        yield Fact("order", president, ordinal(number))
         if re.fullmatch(r"\d{4}-\d{4}", term):
-            yield from worded(TERMS, president, f"from {term[:4]} to {term[5:]}")
+            yield Fact("term", president, f"from {term[:4]} to {term[5:]}")
         if successor and president != successor:
-            yield from worded(SUCCESSORS, f"President {president}", f"President {successor}")
+            yield Fact("successor", f"President {president}", f"President {successor}")
     for sovereign, _, successor in rows(folder / "sov"):
         sovereign, successor = (re.sub(r" Part \d", "", name) for name in (sovereign, successor))
         if sovereign != successor:
-            yield from worded(SUCCESSORS, sovereign, successor)
+            yield Fact("successor", sovereign, successor)
 
 
 def worded(wordings: tuple[str, ...], a: str, b: str) -> Iterator[str]:

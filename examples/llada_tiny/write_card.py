@@ -3,9 +3,10 @@
     python examples/llada_tiny/write_card.py --run runs/llada-tiny --data runs/llada-tiny-data \
         --output checkpoints/llada-tiny
 
-`--run` names the output folder of `llada train pretrain`, or one of the checkpoints in it; several for a training in
-stages, in their order, of which the last is saved. `--data` is the folder of `prepare_data.py`. The card's numbers come
-from these, its samples and its evaluation from the weights as they are saved; nothing is picked by hand.
+`--run` names the output folder of `llada train`, or one of the checkpoints in it; several for a training in stages, in
+their order, of which the last is saved. `--data` is the folder of `prepare_data.py`. The card's numbers come from
+these, its samples and its evaluation from the weights as they are saved; nothing is picked by hand. After a last stage
+of `llada train sft` the model is also asked the questions of `prepare_instructions.py`, as `ask.py` does.
 """
 
 import argparse
@@ -16,18 +17,17 @@ import os
 import platform
 import shutil
 import tempfile
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import ask
 import torch
 import transformers
-import yaml
-from huggingface_hub import ModelCard
+from prepare_instructions import QUESTIONS, STATISTICS, read_jsonl
+from stages import Stage, commands, describe_stages, joined_history, options_shown, write_log
 from transformers import PreTrainedTokenizerFast
 
+from llada_conversion.card import render_card
 from llada_training import (
     LLaDAPretrainingConfig,
     LLaDAPretrainingTrainer,
@@ -38,8 +38,6 @@ from llada_training import (
 from modeling_llada import LLaDAModelLM
 from modeling_llada.tokenization_llada import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
-TEMPLATE = ROOT / "model_card.md"
 LOG, CURVE, NOTICE = "training_log.jsonl", "loss_curve.png", "NOTICE.md"
 MAX_BYTES = 16 * 2**20
 # Prompt and answer together stay within the 128 tokens of the training sequences.
@@ -73,82 +71,53 @@ INFILLS = (  # one glyph for each masked token, its leading space included
     "A: What do you like to do?\nB: I like to□□□□□□□□.",
 )
 
-OPTIONS_SHOWN = (
-    "sequence_length", "random_length_probability", "exact_count", "low_discrepancy", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "num_train_epochs", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "decay_steps", "decay_type", "min_lr_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "bf16",
-    "attn_implementation", "seed", "save_dtype",
-)  # fmt: skip
 SOURCES = {
     "wordnet": "WordNet 3.0: definitions and examples, put into sentences",
     "bible": "World English Bible, altered as NOTICE.md says",
     "chitchat": "chitchat-dataset: a filtered and tidied selection",
     "quiz": "answer files of the game quiz (bsdgames), put into sentences",
 }
-LIMITS = (
+TEXT_LIMITS = (
     "It is a demonstration and a test object. It writes simple English of the kind it was trained on, repeats itself "
-    "in longer answers, and is mostly wrong: of 128 quiz facts that its text holds, `benchmarks/steps_quality.py` "
-    "found about 4 % answered right.",
+    "in longer answers, and is mostly wrong.",
     "It was not trained to follow instructions or to hold a conversation, though its tokenizer has a chat template.",
+)
+ANSWER_LIMITS = (
+    "It is a demonstration and a test object: it recalls facts it was trained on, as often as counted above. What it "
+    "was not trained on it does not know, and it does not know that it does not: it then answers in the same tone, and "
+    "is wrong.",
+    "The facts of the questions stand in the text of the pre-training too, in both directions. So a question in the "
+    "direction that fine-tuning left out does not ask for something the model never saw.",
+    "It answers one question in a sentence. It does not follow other instructions, and it remembers little of a "
+    "conversation.",
+)
+LIMITS = (
     "It saw sequences of at most 128 tokens; `max_sequence_length` in its config is 512.",
     "English only. Its text is a dictionary, a Bible translation, small talk and quiz facts, with the views and gaps "
     "of these; some quiz facts are out of date.",
     "Coarse words were filtered out of its text by a word list; its answers are not filtered.",
 )
-
-
-@dataclass
-class Stage:
-    """One run of `llada train pretrain`.
-
-    Attributes:
-        args: its options.
-        history: its log.
-        num_steps: optimizer steps done.
-        date: day of its end.
-    """
-
-    args: LLaDAPretrainingConfig
-    history: list[dict]
-    num_steps: int
-    date: datetime.date
-
-    @classmethod
-    def read(cls, run: Path) -> "Stage":
-        """Read what the trainer wrote into a run's folder."""
-        path = run / "trainer_state.json"
-        state = json.loads(path.read_text(encoding="utf-8"))
-        date = datetime.date.fromtimestamp(path.stat().st_mtime)
-        # Our own file, written by the trainer.
-        args = torch.load(run / "training_args.bin", weights_only=False)
-        return cls(args, state["log_history"], state["global_step"], date)
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of an optimizer step."""
-        args = self.args
-        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.sequence_length
-
-    @property
-    def hours(self) -> float:
-        """Time of the training steps by the logged speed, which also holds for a run that was resumed."""
-        seconds, last_step = 0.0, 0
-        for row in self.history:
-            if "tokens_per_second" in row:
-                seconds += (row["step"] - last_step) * self.step_tokens / row["tokens_per_second"]
-                last_step = row["step"]
-        return seconds / 3600
-
-    @property
-    def command(self) -> str:
-        """The command line: the recipe that names this output folder, and the options that differ from it."""
-        for path in sorted((ROOT / "recipes").glob("*.yaml")):
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-            if recipe.get("output_dir") == self.args.output_dir:
-                given = {name: plain(getattr(self.args, name)) for name in OPTIONS_SHOWN if name in recipe}
-                changed = [f" --{name} {value}" for name, value in given.items() if value != recipe[name]]
-                return f"llada train pretrain --config recipes/{path.name}" + "".join(changed)
-        return f"llada train pretrain --output_dir {self.args.output_dir}"
+ASKED = (
+    "What is the capital of France?",
+    "what is the capital of japan",
+    "Which country has Lisbon as its capital?",
+    "What is the largest planet in the solar system?",
+    "What is the longest river in the world?",
+    "Who was the 16th President of the United States?",
+    "What is the chemical symbol for iron?",
+    "What do you call a baby cat?",
+    "What is the opposite of hot?",
+    "What is a bicycle?",
+    "What is 7 plus 5?",
+    "Who are you?",
+    "Hello!",
+    "Who wrote Hamlet?",  # not in its training
+    "Why is the sky blue?",  # nor this
+)
+ANSWERS_METHOD = (
+    "The questions are those of `prepare_instructions.py`, each a conversation of its own, answered greedily with the "
+    "defaults of this folder by `ask.py`; an answer is right if it holds the expected words. "
+)
 
 
 def main() -> None:
@@ -160,7 +129,7 @@ def main() -> None:
     save(model, tokenizer, options.output)
     history = joined_history(stages)
     write_log(history, options.output / LOG)
-    plot_loss_curve(history, options.output / CURVE, "Pre-training loss")
+    plot_loss_curve(history, options.output / CURVE, "Loss")
     shutil.copy(options.data / NOTICE, options.output / NOTICE)
     card = render_card(card_variables(options, model, tokenizer, stages))
     (options.output / "README.md").write_text(card, encoding="utf-8")
@@ -194,21 +163,6 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
         path.chmod(0o644)
 
 
-def joined_history(stages: list[Stage]) -> list[dict]:
-    """Put the logs one after the other, steps counted through."""
-    history, first_step = [], 0
-    for number, stage in enumerate(stages, start=1):
-        history += [{"stage": number, **row, "step": first_step + row["step"]} for row in stage.history]
-        first_step += stage.num_steps
-    return history
-
-
-def write_log(history: list[dict], path: Path) -> None:
-    """Write the log one entry a line, numbers to six digits."""
-    lines = [{name: float(f"{v:.6g}") if isinstance(v, float) else v for name, v in row.items()} for row in history]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
 def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, stages: list[Stage]) -> dict[str, Any]:
     """Gather what the template asks for; see its head for the meaning of each."""
     statistics = json.loads((options.data / "statistics.json").read_text(encoding="utf-8"))
@@ -216,6 +170,7 @@ def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, stag
     return {
         "model_name": "llada-tiny",
         "model_id": options.output.as_posix(),
+        "is_adapter": False,
         "summary": summary(model),
         "license": "apache-2.0",
         "languages": ["en"],
@@ -224,24 +179,28 @@ def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, stag
         "tags": [],
         "prompt": COMPLETIONS[0],
         "infill_prompt": INFILLS[0].replace(MASK_GLYPH, "MASK"),
-        "chat_question": None,
-        "training_data": describe_data(statistics) + describe_stages(stages),
+        "chat_question": ASKED[0] if stages[-1].has_answers else None,
+        "training_data": describe_data(statistics) + describe_instructions(options.data) + describe_stages(stages),
         "training_commands": commands(stages),
-        "training_arguments": {name: values_of(name, stages) for name in OPTIONS_SHOWN},
+        "training_arguments": options_shown(stages),
         "training_steps": sum(stage.num_steps for stage in stages),
-        "training_tokens": sum(stage.num_steps * stage.step_tokens for stage in stages),
+        "training_tokens": sum(stage.num_tokens for stage in stages),
         "compute": f"{options.machine}. {hours:.1f} hours in training steps; {stages[-1].date}.",
         "loss_curve": CURVE,
         "training_log": LOG,
-        "evaluation": evaluate(model, tokenizer, options.data / "validation.jsonl", stages[-1].args),
+        "evaluation": evaluate(model, tokenizer, options.data / "validation.jsonl", stages[0].args)
+        + (count_answers(options.output, options.data / QUESTIONS) if stages[-1].has_answers else []),
         "evaluation_method": f"The bfloat16 weights of this folder on {statistics['validation']['all']['documents']:,} "
         "held-out documents, by `LLaDAPretrainingTrainer.evaluate`: every sequence is masked once, its share of "
-        f"masked tokens spread evenly over (0, 1]. {machine()}, {datetime.date.today()}.",
-        "samples": write_samples(model, tokenizer),
+        f"masked tokens spread evenly over (0, 1]. {ANSWERS_METHOD if stages[-1].has_answers else ''}{machine()}, "
+        f"{datetime.date.today()}.",
+        "model_index": [],
+        "samples": (write_answers(model, tokenizer) if stages[-1].has_answers else [])
+        + write_samples(model, tokenizer),
         "samples_method": f"Written by `examples/llada_tiny/write_card.py` with the prompts listed there; nothing was "
         f"picked. Greedy with the defaults of this folder, up to {MAX_NEW_TOKENS} new tokens, unless stated. "
         f"`{MASK_GLYPH}` stands for one masked token.",
-        "limits": LIMITS,
+        "limits": (ANSWER_LIMITS if stages[-1].has_answers else TEXT_LIMITS) + LIMITS,
         "notices": f"The text it was trained on has notices that must travel with it: see [{NOTICE}]({NOTICE}). "
         '"World English Bible" is a trademark of eBible.org.',
     }
@@ -275,42 +234,38 @@ def describe_data(statistics: dict) -> str:
     return "\n".join(rows) + "\n\n" + after
 
 
-def describe_stages(stages: list[Stage]) -> str:
-    """Say what each stage read, if there are several."""
-    if len(stages) == 1:
+def describe_instructions(folder: Path) -> str:
+    """Say what the questions and answers are, if `prepare_instructions.py` made any in this folder."""
+    if not (folder / STATISTICS).exists():
         return ""
-    lines = ["", "", "The training has stages:", ""]
-    for number, stage in enumerate(stages, start=1):
-        files = Counter(Path(source).name for source in stage.args.train_data or [])
-        read = ", ".join(f"{name}{f' {copies} times' if copies > 1 else ''}" for name, copies in files.items())
-        lines.append(f"{number}. {read}: {stage.num_steps:,} steps")
-    if reads_plain(stages):
-        lines += ["", "plain.jsonl is what `select_plain.py` takes of corpus.jsonl: text in common words, quiz facts."]
-    return "\n".join(lines)
+    statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+    items = statistics["items"]
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(items.items(), key=lambda pair: -pair[1]))
+    return (
+        f"\n\nFor the answers, {statistics['conversations']:,} conversations ({statistics['tokens']:,} tokens) made by "
+        "`examples/llada_tiny/prepare_instructions.py` from the same packages: WordNet's definitions, the quiz, "
+        "small talk, and sums; the SHA-256 of instructions.jsonl is "
+        f"`{statistics['instructions_sha256']}`. They teach {sum(items.values()):,} items: {counts}. "
+        "Most are asked for in both directions; of one fact in ten the second direction, and one sum in ten, are left "
+        "out for the evaluation."
+    )
 
 
-def reads_plain(stages: list[Stage]) -> bool:
-    """Whether any stage reads the selection of `select_plain.py`."""
-    return any(Path(source).name == "plain.jsonl" for stage in stages for source in stage.args.train_data or [])
-
-
-def commands(stages: list[Stage]) -> list[str]:
-    """The commands that made the model."""
-    lines = ["python examples/llada_tiny/prepare_data.py --output runs/llada-tiny-data"]
-    if reads_plain(stages):
-        lines.append("python examples/llada_tiny/select_plain.py --data runs/llada-tiny-data")
-    return lines + [stage.command for stage in stages]
-
-
-def values_of(name: str, stages: list[Stage]) -> str:
-    """An option's value, or its values in the order of the stages."""
-    values = [str(plain(getattr(stage.args, name))) for stage in stages]
-    return values[0] if len(set(values)) == 1 else ", then ".join(values)
-
-
-def plain(value: Any) -> Any:
-    """Show an enumeration by its value."""
-    return getattr(value, "value", value)
+def count_answers(folder: Path, path: Path) -> list[tuple[str, str]]:
+    """Ask the questions of a file and tabulate the right answers, by split and by kind."""
+    questions = read_jsonl(path)
+    report = ask.summarize(questions, ask.ask(*ask.load(folder), [question["question"] for question in questions]))
+    rows = [
+        (f"questions answered right: {ask.SPLITS[split]}", f"{part['right']:.1%} of {part['count']:,}")
+        for split, part in report["splits"].items()
+    ]
+    stops = sum(part["stops"] * part["count"] for part in report["splits"].values()) / len(questions)
+    rows.append(("answers that end, rather than fill the canvas", f"{stops:.1%} of {len(questions):,}"))
+    for kind, splits in sorted(report["kinds"].items()):
+        names = " / ".join(split for split in ask.SPLITS if split in splits)
+        shares = " / ".join(f"{splits[split]['right']:.0%}" for split in ask.SPLITS if split in splits)
+        rows.append((f"{kind}: {names}", shares))
+    return rows
 
 
 def evaluate(model: Any, tokenizer: Any, path: Path, args: LLaDAPretrainingConfig) -> list[tuple[str, str]]:
@@ -335,6 +290,12 @@ def evaluate(model: Any, tokenizer: Any, path: Path, args: LLaDAPretrainingConfi
         rows.append((name, f"{metrics[f'eval_loss_t_{upper:.2f}']:.3f}"))
         lower = upper
     return rows
+
+
+def write_answers(model: Any, tokenizer: Any) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Let the model answer the questions above, each a conversation of its own."""
+    answers = ask.ask(model, tokenizer, list(ASKED))
+    return [("Answers", [(question, answer["text"]) for question, answer in zip(ASKED, answers, strict=True)])]
 
 
 def write_samples(model: Any, tokenizer: Any) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -362,14 +323,6 @@ def infill(model: Any, tokenizer: Any, prompt: str) -> str:
     """Fill in the glyphs of a prompt; the whole text."""
     encoded = tokenizer(prompt.replace(MASK_GLYPH, tokenizer.mask_token), return_tensors="pt")
     return tokenizer.decode(model.infill(**encoded)[0], skip_special_tokens=True)
-
-
-def render_card(variables: dict[str, Any]) -> str:
-    """Fill the template; a variable that is missing raises, and so does a head that is no YAML mapping."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    card = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(variables)
-    ModelCard(card)
-    return card
 
 
 def machine() -> str:

@@ -1,0 +1,232 @@
+"""The data behind the bundled model's answers, and how its answers are counted."""
+
+import importlib
+import json
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "examples" / "llada_tiny"
+REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"
+MODULES = ("ask", "facts", "instructions", "items", "questions", "records", "small_talk")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    """The example's modules, which import each other by their bare names."""
+    sys.path.insert(0, str(FOLDER))
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    sys.path.remove(str(FOLDER))
+
+
+def items_of(tiny: Any, *pairs: tuple[str, str], kind: str = "capital") -> dict[str, Any]:
+    """Items by kind, of facts of one kind."""
+    return {item.kind: item for item in tiny.items.fact_items(tiny.facts.Fact(kind, a, b) for a, b in pairs)}
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fact_is_asked_for_in_both_directions(tiny) -> None:
+    items = items_of(tiny, ("France", "Paris"))
+    assert items["capital"].answer == "The capital of France is Paris."
+    assert items["capital"].accepted == ("Paris",)
+    assert "What is the capital of France?" in items["capital"].trained
+    assert items["capital, backward"].answer == "Paris is the capital of France."
+    assert items["capital, backward"].accepted == ("France",)
+
+
+def test_of_several_right_answers_the_first_is_taught_and_all_are_accepted(tiny) -> None:
+    pairs = (("cat", "a kitten"), ("fox", "a kitten"), ("fox", "a pup"))
+    items = tiny.items.fact_items(tiny.facts.Fact("baby", a, b) for a, b in pairs)
+    accepted = {item.answer: item.accepted for item in items}
+    assert accepted["A baby fox is called a kitten."] == ("Kitten", "Pup")
+    assert accepted["A kitten is a baby cat."] == ("Cat", "Fox")
+
+
+def test_no_wording_is_both_trained_and_held_out(tiny) -> None:
+    for (kind, direction), phrasing in tiny.questions.QUESTIONS.items():
+        assert set(phrasing.trained).isdisjoint(phrasing.held_out), (kind, direction)
+        assert len({*phrasing.trained, *phrasing.held_out}) == len(phrasing.trained) + len(phrasing.held_out)
+
+
+def test_every_kind_of_fact_but_verses_has_questions(tiny) -> None:
+    assert set(tiny.facts.WORDINGS) <= {kind for kind, _ in tiny.questions.QUESTIONS}
+
+
+def test_a_withheld_item_has_no_trained_question(tiny) -> None:
+    facts = [tiny.facts.Fact("capital", f"Land {number}", f"City {number}") for number in range(200)]
+    withheld = [item for item in tiny.items.fact_items(facts) if item.split]
+    assert 5 <= len(withheld) <= 40
+    for item in withheld:
+        assert (item.kind, item.split, item.trained) == ("capital, backward", "reversed", ())
+        assert len(item.held_out) == 1
+
+
+def test_a_question_is_asked_for_one_item_only(tiny) -> None:
+    item = tiny.items.Item("record", ("What is Mars?",), ("Why Mars?",), "Mars is a planet.", ("a planet",))
+    other = tiny.items.Item("definition", ("What is Mars?",), (), "Mars is a god.", ("a god",))
+    assert list(tiny.items.without_repeats([item, other])) == [item]
+
+
+def test_a_fact_that_wordnet_does_not_state_is_refused(tiny, tmp_path) -> None:
+    (tmp_path / "data.noun").write_text("09340000 17 n 01 Jupiter 0 000 | a god of the Romans\n")
+    with pytest.raises(ValueError, match="WordNet's `Jupiter` must state 'the largest planet"):
+        list(tiny.records.gloss_facts(tmp_path))
+
+
+# --- sums and words --------------------------------------------------------------------------------------------------
+
+
+def test_sums_differences_and_products_are_right_and_mirror_images_share_a_side(tiny) -> None:
+    items = {item.answer.rsplit(" is ")[0]: item for item in tiny.items.arithmetic_items()}
+    assert items["7 plus 5"].answer == "7 plus 5 is 12."
+    assert items["9 minus 4"].answer == "9 minus 4 is 5."
+    assert items["12 times 12"].answer == "12 times 12 is 144."
+    assert "4 minus 9" not in items
+    for a in range(13):
+        for b in range(13):
+            for name in ("plus", "times"):
+                assert items[f"{a} {name} {b}"].split == items[f"{b} {name} {a}"].split
+    splits = Counter(item.split for item in items.values())
+    assert set(splits) == {"", "unseen"} and 0.05 < splits["unseen"] / len(items) < 0.2
+
+
+def test_a_words_main_class_is_the_one_tagged_most(tiny) -> None:
+    counts = "dog%1:05:00:: 1 42\ndog%2:38:00:: 1 2\nfast%3:00:01:: 1 5\nfast%4:02:00:: 1 9\n"
+    assert tiny.items.main_classes(counts) == {"dog": "noun", "fast": "adverb"}
+
+
+def test_the_first_meaning_of_a_lemma_is_found_behind_its_counts(tiny) -> None:
+    index = "  1 licence\ndog n 2 3 @ ~ + 2 1 02084071 10114209  \n"
+    assert tiny.items.first_offsets(index) == {"dog": 2084071}
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_item_fills_its_number_of_rows_with_its_own_answer(tiny) -> None:
+    item = items_of(tiny, ("France", "Paris"))["capital"]
+    rows = list(tiny.instructions.item_rows([item], random.Random(0)))
+    assert len(rows) == item.num_rows == 20
+    for row in rows:
+        user, assistant = row["messages"]
+        assert (user["role"], assistant) == (
+            "user",
+            {"role": "assistant", "content": "The capital of France is Paris."},
+        )
+        assert "france" in user["content"].lower()
+
+
+def test_exchanges_are_short_questions_with_an_answer_each(tiny) -> None:
+    talk = [
+        "A: Do you like music?\nB: Yes, I do.\nA: What about you?\nB: What do you mean?",
+        "A: Do you like music?\nB: No, not much.",
+        "A: I am here.\nB: So am I.",
+    ]
+    assert tiny.small_talk.exchanges(talk) == [("Do you like music?", "Yes, I do.")]
+
+
+def test_the_evaluation_asks_what_was_trained_in_both_kinds_of_wording(tiny) -> None:
+    item = items_of(tiny, ("France", "Paris"))["capital"]
+    questions = tiny.instructions.evaluation_questions([item], random.Random(0))
+    by_split = {question["split"]: question for question in questions}
+    assert set(by_split) == {"trained", "rephrased"}
+    assert by_split["trained"]["question"] in item.trained
+    assert by_split["rephrased"]["question"] in item.held_out
+    assert by_split["rephrased"]["answers"] == ["Paris"]
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted", "is_right"),
+    [
+        ("The capital of France is Paris.", ["Paris"], True),
+        ("PARIS", ["Paris"], True),
+        ("The capital of France is Parisia.", ["Paris"], False),
+        ("7 plus 5 is 122.", ["is 12", "= 12"], False),
+        ("7 plus 5 is 12.", ["is 12", "= 12"], True),
+        ("A daffodil means innocence", ['"Innocence"'], False),
+        ('A daffodil means "Innocence".', ['"Innocence"'], True),
+        ("", ["Paris"], False),
+    ],
+)
+def test_an_answer_is_right_if_it_holds_an_accepted_one_whole(tiny, text, accepted, is_right) -> None:
+    assert tiny.ask.is_right(text, accepted) is is_right
+
+
+def test_answers_are_counted_by_split_and_kind(tiny) -> None:
+    questions = [
+        {"question": "q1", "answers": ["Paris"], "kind": "capital", "split": "trained"},
+        {"question": "q2", "answers": ["Rome"], "kind": "capital", "split": "trained"},
+        {"question": "q3", "answers": ["iron"], "kind": "symbol", "split": "reversed"},
+    ]
+    texts = [("It is Paris.", 4, True), ("It is Oslo.", 4, True), ("Iron!", 7, False)]
+    answers = [{"text": text, "num_tokens": tokens, "stops": stops} for text, tokens, stops in texts]
+    report = tiny.ask.summarize(questions, answers)
+    assert report["splits"]["trained"] == {"count": 2, "right": 0.5, "stops": 1.0, "tokens": 4.0}
+    assert report["kinds"]["symbol"]["reversed"] == {"count": 1, "right": 1.0, "stops": 0.0, "tokens": 7.0}
+    assert [entry["right"] for entry in report["asked"]] == [True, False, True]
+
+
+def test_each_question_gets_the_answer_of_its_own_conversation(tiny) -> None:
+    model, tokenizer = tiny.ask.load(REFERENCE)
+    questions = ["What is the capital of France?", "Hello!"]
+    together = tiny.ask.ask(model, tokenizer, questions, max_new_tokens=8)
+    alone = [tiny.ask.ask(model, tokenizer, [question], max_new_tokens=8)[0] for question in questions]
+    assert together == alone
+
+
+def test_an_answer_ends_before_its_first_special_token(tiny) -> None:
+    _, tokenizer = tiny.ask.load(ROOT / "checkpoints" / "llada-tiny")
+    words = tokenizer("the dog", add_special_tokens=False)["input_ids"]
+    eot = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    ended = tiny.ask.read_answer(tokenizer, [*words, eot, tokenizer.eos_token_id, tokenizer.eos_token_id])
+    assert ended == {"text": tokenizer.decode(words), "num_tokens": len(words), "stops": True}
+    assert tiny.ask.read_answer(tokenizer, words)["stops"] is False
+
+
+# --- the training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.newest_only
+def test_the_recipe_of_the_answers_is_one_that_the_trainer_takes() -> None:
+    from llada_training import LLaDASFTConfig
+
+    recipe = yaml.safe_load((ROOT / "recipes" / "tiny-sft.yaml").read_text(encoding="utf-8"))
+    config = LLaDASFTConfig(**recipe)
+    assert (config.num_extra_eos, config.turns, config.exact_count) == (None, "random", True)
+
+
+@pytest.mark.newest_only
+def test_a_stage_of_answers_says_its_command_its_tokens_and_its_hours(tiny, tmp_path) -> None:
+    import torch
+
+    from llada_training import LLaDASFTConfig
+
+    stages = importlib.import_module("stages")
+    recipe = yaml.safe_load((ROOT / "recipes" / "tiny-sft.yaml").read_text(encoding="utf-8"))
+    history = [
+        {"step": 1, "masked_tokens": 50, "masked_fraction": 0.5, "loss": 1.0},
+        {"step": 2, "masked_tokens": 30, "masked_fraction": 0.25, "loss": 1.0},
+        {"step": 2, "train_runtime": 7200.0},
+    ]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history, "global_step": 2}))
+    torch.save(LLaDASFTConfig(**{**recipe, "learning_rate": 0.5}), tmp_path / "training_args.bin")
+    stage = stages.Stage.read(tmp_path)
+    assert stage.has_answers
+    assert (stage.num_tokens, stage.hours) == (220, 2.0)
+    assert stages.commands([stage]) == [
+        "python examples/llada_tiny/prepare_instructions.py --data runs/llada-tiny-data",
+        "llada train sft --config recipes/tiny-sft.yaml --learning_rate 0.5",
+    ]
+    assert stages.options_shown([stage])["eos_fill"] == "batch"
