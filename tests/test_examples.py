@@ -3,25 +3,30 @@
 import ast
 import doctest
 import importlib
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import jinja2.meta
 import pytest
 from huggingface_hub import ModelCard
 
+from llada_conversion.card import render_card
 from modeling_llada.generation_config_llada import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE_FOLDERS = ("modeling_llada", "training", "cli", "checkpoints", "examples", "benchmarks")
-DOCUMENTS = ("README.md", "docs/architecture.md", "docs/generation.md", "examples/llada_tiny/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/architecture.md",
+    "docs/generation.md",
+    "docs/training.md",
+    "examples/llada_tiny/README.md",
+)
 REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"
 
 
@@ -56,13 +61,6 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def load_script(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 # --- code ------------------------------------------------------------------------------------------------------------
 
 
@@ -77,10 +75,11 @@ def test_the_python_code_of_a_document_runs_from_top_to_bottom(document, folder)
 @pytest.mark.slow
 def test_the_command_lines_of_the_readme_run(folder) -> None:
     commands = blocks("README.md", "bash")
-    assert len(commands) == 2
+    assert len(commands) == 3
     output = run("bash", "-e", "-c", "\n".join(commands), folder=folder)
     assert '"forward_passes"' in output
-    assert (folder / "runs" / "my-text" / "loss_curve.png").exists()
+    for name in ("my-sft", "my-text"):
+        assert (folder / "runs" / name / "loss_curve.png").exists()
 
 
 @pytest.mark.slow
@@ -97,6 +96,17 @@ def test_the_pretraining_example_learns_its_sentences(folder) -> None:
     assert "the frog sings beside the pond" in output
     assert "the owl hunts mice in the dark" in output
     assert (folder / "toy" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.newest_only
+def test_the_lora_example_learns_its_facts_and_merges_them(folder) -> None:
+    output = run(sys.executable, str(ROOT / "examples" / "finetune_lora.py"), "--output", "lora", folder=folder)
+    before, adapted, merged = (part.splitlines() for part in re.split(r"\n.*reloaded.*\n", output))
+    fact = "Who keeps the lighthouse?  Old Marta keeps the lighthouse."
+    assert [f"  {fact}" in part for part in (before, adapted, merged)] == [False, True, True]
+    for name in ("adapter", "merged"):
+        assert (folder / "lora" / name / "README.md").exists()
 
 
 def modules_with_examples() -> list[str]:
@@ -130,7 +140,6 @@ def test_the_card_template_describes_every_variable_it_uses_and_no_other() -> No
 def test_a_card_with_nothing_optional_has_neither_gaps_nor_empty_parts() -> None:
     needed = {"model_name": "m", "model_id": "me/m", "summary": "A model.", "license": "mit", "prompt": "Once"}
     variables = {**dict.fromkeys(described_variables()), **needed}
-    render_card = load_script("examples/llada_tiny/write_card.py").render_card
     card = render_card(variables)
     headings = re.findall("^#+ .*$", card, flags=re.MULTILINE)
     assert headings == ["# m", "## Usage", "## Licence and notices", "## Citation"]
