@@ -1,4 +1,4 @@
-"""Teach a LLaDA a handful of new facts with LoRA, in some 15 seconds on one CPU core; save, reload, merge, ask.
+"""Teach a LLaDA a handful of new facts with LoRA, in some 20 seconds on one CPU core; save, reload, merge, ask.
 
     python examples/finetune_lora.py
     python examples/finetune_lora.py --model GSAI-ML/LLaDA-8B-Instruct --data my-conversations.jsonl --steps 1000 \

@@ -33,7 +33,7 @@ class LLaDARMSNorm(nn.Module):
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, as `rotate` reads them, in float32.
+    """Cosine and sine of the rotary angles, in float32.
 
     The angles are a matmul of frequencies and positions: engines that run elementwise products in bfloat16 keep
     matmuls with float32 inputs exact, and positions above 256 are not bfloat16 numbers.
@@ -44,16 +44,15 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
         theta: base of the frequencies.
 
     Returns:
-        Two tensors; float32 [batch or 1, 1, seq, head_dim]. The second half repeats the first; the sines' first half
-        is negated.
+        Two tensors; float32 [batch or 1, 1, seq, head_dim], the second half repeating the first.
     """
     device = position_ids.device
     with torch.autocast(device_type=device.type, enabled=False):
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         frequencies = (1.0 / theta**exponents)[None, :, None].expand(position_ids.shape[0], -1, 1)
         angles = (frequencies @ position_ids[:, None, :].float()).transpose(1, 2)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -66,8 +65,9 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         [batch, heads, seq, head_dim] in the dtype of `states`.
     """
-    exact = states.float()
-    return torch.addcmul(exact * cos, exact.roll(exact.shape[-1] // 2, dims=-1), sin).to(states.dtype)
+    first, second = states.float().chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (states.float() * cos + turned * sin).to(states.dtype)
 
 
 def eager_attention_forward(

@@ -19,12 +19,14 @@ from llada_conversion.card import render_card
 from modeling_llada.generation_config_llada import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE_FOLDERS = ("modeling_llada", "training", "cli", "checkpoints", "examples", "benchmarks")
+CODE_FOLDERS = ("modeling_llada", "training", "conversion", "cli", "checkpoints", "examples", "benchmarks")
 DOCUMENTS = (
     "README.md",
     "docs/architecture.md",
     "docs/generation.md",
     "docs/training.md",
+    "docs/conversion.md",
+    "docs/decoding.md",
     "examples/llada_tiny/README.md",
 )
 REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"
@@ -103,8 +105,8 @@ def test_the_pretraining_example_learns_its_sentences(folder) -> None:
 def test_the_lora_example_learns_its_facts_and_merges_them(folder) -> None:
     output = run(sys.executable, str(ROOT / "examples" / "finetune_lora.py"), "--output", "lora", folder=folder)
     before, adapted, merged = (part.splitlines() for part in re.split(r"\n.*reloaded.*\n", output))
-    fact = "Who keeps the lighthouse?  Old Marta keeps the lighthouse."
-    assert [f"  {fact}" in part for part in (before, adapted, merged)] == [False, True, True]
+    for fact in ("The ship is called the Silver Heron.", "The cook makes fish soup with onions."):
+        assert [any(fact in line for line in part) for part in (before, adapted, merged)] == [False, True, True]
     for name in ("adapter", "merged"):
         assert (folder / "lora" / name / "README.md").exists()
 

@@ -348,7 +348,7 @@ def test_a_gguf_file_that_is_not_there_is_named(source, target):
 
 @pytest.fixture
 def gguf_path(tmp_path: Path) -> Path:
-    """A random Llama of SIZES with two key-value heads, and a tokenizer that knows single letters and AB."""
+    """A random Llama of SIZES with two key-value heads, and a tokenizer that knows single letters, AB and ABC."""
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "source" / "tiny.gguf"
     path.parent.mkdir()
@@ -363,9 +363,9 @@ def gguf_path(tmp_path: Path) -> Path:
     writer.add_rope_freq_base(5000.0)
     writer.add_vocab_size(64)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<s>", "</s>", "<|endoftext|>", *(chr(60 + i) for i in range(60)), "AB"])
+    writer.add_token_list(["<s>", "</s>", "<|endoftext|>", *(chr(60 + i) for i in range(59)), "AB", "ABC"])
     writer.add_token_types([3, 3, 3, *[1] * 61])  # control, normal
-    writer.add_token_merges(["A B"])
+    writer.add_token_merges(["A B", "AB C"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32), "attn_norm": (32,)}
@@ -392,7 +392,7 @@ def test_a_gguf_file_computes_the_same_under_a_causal_mask(gguf_path, target):
     assert ours.abs().max() > 1
     torch.testing.assert_close(ours[..., :64], logits(original), atol=1e-5, rtol=0)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(target)
-    assert tokenizer("ABC", add_special_tokens=False)["input_ids"] == [63, 10]
+    assert tokenizer("ABAABC", add_special_tokens=False)["input_ids"] == [62, 8, 63]
     assert tokenizer.convert_tokens_to_ids(NEW_TOKENS) == [64, 65, 66, 67]
 
 
