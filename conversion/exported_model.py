@@ -123,6 +123,7 @@ class ExportedLLaDA(LLaDAGenerationMixin):
     ) -> Tensor:
         """Run the cache's window beside its other columns, and put the window's keys and values into it."""
         assert position_ids is not None  # the sampler always gives them with a cache
+        past: Any
         past, is_inside = cache.outside_window()
         if is_inside.all():
             past = empty_past(self.config, len(input_ids))

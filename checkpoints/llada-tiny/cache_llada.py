@@ -66,9 +66,11 @@ class BlockCache:
         """
         is_inside = torch.zeros(self.num_columns, dtype=torch.bool, device=self._columns.device)
         is_inside[self._columns] = True
-        pairs = zip(self._keys, self._values)
-        outside = [tuple(None if states is None else states[:, :, ~is_inside] for states in pair) for pair in pairs]
-        return outside, is_inside
+
+        def cut(states: Optional[Tensor]) -> Optional[Tensor]:
+            return None if states is None else states[:, :, ~is_inside]
+
+        return [(cut(key), cut(value)) for key, value in zip(self._keys, self._values)], is_inside
 
     def select(self, rows: Tensor, num_columns: Optional[int] = None) -> "BlockCache":
         """A copy that holds some of the rows, cut or extended to `num_columns`; int64 [rows]."""

@@ -25,6 +25,7 @@ SCRIPTS = {
     "corpus.jsonl": "prepare_data.py --output runs/llada-tiny-data",
     "plain.jsonl": "select_plain.py --data runs/llada-tiny-data",
     "instructions.jsonl": "prepare_instructions.py --data runs/llada-tiny-data",
+    "mixed.jsonl": "mix_text.py --data runs/llada-tiny-data",
 }
 
 
