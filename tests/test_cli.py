@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -68,6 +69,8 @@ def in_terminal(*arguments: str, turns: list[tuple[str, str]] = (), columns: int
     """Run the command on a terminal; for each turn wait for its first text, then type its second."""
     pid, terminal = pty.fork()
     if pid == 0:
+        # A test run in the background is started with this signal ignored, and children inherit that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.environ.update(TERM="xterm-256color", COLUMNS=str(columns), LINES="24", **environment)
         os.execv(COMMAND[0], [*COMMAND, *arguments])
     shown, seen, ends = "", 0, time.monotonic() + 120
