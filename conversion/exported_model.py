@@ -77,6 +77,15 @@ class ExportedLLaDA(LLaDAGenerationMixin):
     open_block_graph: Callable[[Path], Runner]
     _run_block: Runner | None = None
 
+    @classmethod
+    def from_pretrained(cls, model_id: str | Path, config: Any = None, **options: Any) -> Any:
+        """Load an exported model; see the class."""
+        own_config, generation_config = read_configs(model_id, options)
+        runtime: Any = super()
+        model = runtime.from_pretrained(model_id, config=config or own_config, **options)
+        model.generation_config = generation_config
+        return model
+
     def forward(
         self,
         input_ids: Tensor,

@@ -1,10 +1,9 @@
 """Runs a LLaDA that was exported to ONNX: Optimum's class with LLaDA's generation."""
 
 from pathlib import Path
-from typing import Any
 
 from .export_onnx import BLOCK_FILE, open_graph
-from .exported_model import ExportedLLaDA, read_configs
+from .exported_model import ExportedLLaDA
 from .graphs import Runner, Tensors
 from .optimum_support import require_optimum
 
@@ -30,14 +29,6 @@ class ORTModelForLLaDA(ExportedLLaDA, ORTModelForMaskedLM):
     """
 
     block_file = BLOCK_FILE
-
-    @classmethod
-    def from_pretrained(cls, model_id: str | Path, config: Any = None, **options: Any) -> Any:
-        """Load an exported model; see the class."""
-        own_config, generation_config = read_configs(model_id, options)
-        model = super().from_pretrained(model_id, config=config or own_config, **options)
-        model.generation_config = generation_config
-        return model
 
     def run_full(self, inputs: Tensors) -> Tensors:
         outputs = self.session.run(None, self._prepare_onnx_inputs(True, inputs))

@@ -1,12 +1,11 @@
 """Runs a LLaDA that was exported to OpenVINO: Optimum's class with LLaDA's generation."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .export_openvino import BLOCK_FILE, open_graph
-from .exported_model import ExportedLLaDA, read_configs
+from .exported_model import ExportedLLaDA
 from .graphs import Runner, Tensors
 from .optimum_support import require_optimum
 
@@ -33,14 +32,6 @@ class OVModelForLLaDA(ExportedLLaDA, OVModelForMaskedLM):
     """
 
     block_file = BLOCK_FILE
-
-    @classmethod
-    def from_pretrained(cls, model_id: str | Path, config: Any = None, **options: Any) -> Any:
-        """Load an exported model; see the class."""
-        own_config, generation_config = read_configs(model_id, options)
-        model = super().from_pretrained(model_id, config=config or own_config, **options)
-        model.generation_config = generation_config
-        return model
 
     def run_full(self, inputs: Tensors) -> Tensors:
         self.compile()

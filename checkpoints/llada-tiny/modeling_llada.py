@@ -173,25 +173,11 @@ class LLaDAModel(LLaDAPreTrainedModel):
             ValueError: for no or two inputs, a mask of another rank, attentions of an implementation without any, and
                 `use_cache`.
         """
-        if use_cache is not None:
-            raise ValueError(
-                f"`use_cache` must be left out where the Transformer is called without its head, got {use_cache}. The "
-                "fused head of TRL's trainers (`fused_lm_head=True`) calls it so; it shifts the labels and masks "
-                "nothing, and a bidirectional model would only learn to copy its input. Train with `LLaDASFTTrainer` "
-                "or `LLaDAPretrainingTrainer` of `llada_training`."
-            )
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f'`output_attentions=True` needs `attn_implementation="eager"`, got '
-                f"{self.config._attn_implementation!r}; load the model with "
-                f'`from_pretrained(..., attn_implementation="eager")`.'
-            )
+        self._check_call(input_ids, inputs_embeds, use_cache, output_attentions)
         keeps_all = bool(output_hidden_states or output_attentions)
         hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         length = hidden_states.shape[1]
@@ -224,6 +210,29 @@ class LLaDAModel(LLaDAPreTrainedModel):
             attentions=all_attentions if output_attentions else None,
         )
         return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _check_call(
+        self,
+        input_ids: Optional[Tensor],
+        inputs_embeds: Optional[Tensor],
+        use_cache: Optional[bool],
+        output_attentions: bool,
+    ) -> None:
+        if use_cache is not None:
+            raise ValueError(
+                f"`use_cache` must be left out where the Transformer is called without its head, got {use_cache}. The "
+                "fused head of TRL's trainers (`fused_lm_head=True`) calls it so; it shifts the labels and masks "
+                "nothing, and a bidirectional model would only learn to copy its input. Train with `LLaDASFTTrainer` "
+                "or `LLaDAPretrainingTrainer` of `llada_training`."
+            )
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f'`output_attentions=True` needs `attn_implementation="eager"`, got '
+                f"{self.config._attn_implementation!r}; load the model with "
+                f'`from_pretrained(..., attn_implementation="eager")`.'
+            )
 
     def _wants_dict(self, return_dict: Optional[bool]) -> bool:
         return bool(self.config.return_dict if return_dict is None else return_dict)

@@ -42,15 +42,16 @@ def packed_weights(model: Any, pack: Optional[bool]) -> Iterator[None]:
     num_bytes = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     if reason is not None or (pack is None and num_bytes > AUTO_PACK_BYTES):
         layers = []
-    for layer in layers:
-        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
-        # An instance's attribute hides the method of its class.
-        vars(layer)["forward"] = functools.partial(_packed_linear, layer, packed)
     try:
+        for layer in layers:
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
+            # An instance's attribute hides the method of its class.
+            vars(layer)["forward"] = functools.partial(_packed_linear, layer, packed)
         yield
     finally:
+        # Memory may have run out before the last one was packed.
         for layer in layers:
-            del vars(layer)["forward"]
+            vars(layer).pop("forward", None)
 
 
 def packable_layers(model: Any) -> list[nn.Linear]:
