@@ -44,7 +44,8 @@ def push(
 ) -> None:
     """Publish a model or a LoRA adapter on the Hub: code, weights, tokenizer, options and a card, in one commit.
 
-    A new repository is private. A README.md in DIR goes up as it is; without one the card is filled in.
+    A new repository is private. A README.md in DIR goes up with the facts named here added to it; without one the card
+    is filled in.
     """
     from llada_conversion import CardFacts, prepare_upload, push_upload
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .autoregressive import convert_autoregressive
-    from .card import CardFacts
+    from .card_facts import CardFacts
     from .export import export_model
     from .exported_model import EXPORTED_FILES, find_exported, load_exported
     from .gguf_file import export_gguf
@@ -37,7 +37,7 @@ _HOMES = {
     "convert_autoregressive": "autoregressive",
     "convert_official": "official",
     "verify_folder": "verify",
-    "CardFacts": "card",
+    "CardFacts": "card_facts",
     "Upload": "publish",
     "prepare_upload": "publish",
     "push_upload": "publish",

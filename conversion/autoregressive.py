@@ -14,7 +14,7 @@ from modeling_llada.tokenization_llada import EOT_TOKEN, prepare_tokenizer, save
 
 from .autoregressive_config import llada_config, read_source_config
 from .folders import check_space, check_target, complete_folder
-from .hub import fetch_checkpoint
+from .hub import CHECKPOINT_FILES, DESCRIPTIONS, fetch_checkpoint
 from .layout import llada_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -44,7 +44,7 @@ def convert_autoregressive(
     Args:
         source: folder or Hub id of a checkpoint with its tokenizer.
         target: folder to make.
-        gguf_file: name of a GGUF file in the folder `source`, which is dequantised.
+        gguf_file: name of a GGUF file in `source`, which is dequantised.
         dtype: data type of the new weights, one of `DTYPES`; `auto` is the source's, float32 for GGUF.
         mask_token: text of the mask token; one that the vocabulary holds keeps its row. None: the token that the
             tokenizer declares, else `<|mdm_mask|>`.
@@ -65,7 +65,7 @@ def convert_autoregressive(
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     check_target(target, force)
-    folder = fetch_checkpoint(source)
+    folder = fetch_checkpoint(source, files=CHECKPOINT_FILES if gguf_file is None else (*DESCRIPTIONS, gguf_file))
     check_target(target, force, source=folder)
     if gguf_file is not None:
         _check_gguf(folder, gguf_file)

@@ -8,8 +8,9 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-# Weights, configs and tokenizer: no code, which is ours, and no card.
-CHECKPOINT_FILES = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model", "LICENSE*", "NOTICE*")
+# Configs, tokenizer, notices; then with the weights: no code, which is ours, and no card.
+DESCRIPTIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
+CHECKPOINT_FILES = (*DESCRIPTIONS, "*.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # The libraries through which huggingface_hub talks, by version; their errors share no class.
 _CLIENTS = ("httpx", "requests", "urllib3")

@@ -9,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from .card import CardFacts, fill_card
+from .card import fill_card
+from .card_facts import CardFacts
 from .hub import hub_errors
 from .official import check_tensors, code_files, read_config
 from .publish_files import select_files

@@ -123,13 +123,19 @@ def _is_hub_id(name: Optional[str]) -> bool:
     return name is not None and bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
+def _public_name(source: str) -> str:
+    """A Hub id, or the last part of a place on this machine."""
+    return source if _is_hub_id(source) else Path(source).name
+
+
 def _base_of(model: Any) -> Optional[str]:
     """Hub id or folder that the model, or the one under the adapter, was loaded from; None for a fresh one."""
     return getattr(model.config, "_name_or_path", None) or None
 
 
 def _origin(model: Any) -> str:
-    return f", trained from `{base}`" if (base := _base_of(model)) else ", trained from scratch"
+    base = _base_of(model)
+    return f", trained from `{_public_name(base)}`" if base else ", trained from scratch"
 
 
 def _describe_data(trainer: Any) -> str:
@@ -143,7 +149,7 @@ def _describe_data(trainer: Any) -> str:
 
 
 def _describe_part(title: str, rows: Any, sources: Optional[list[str]]) -> str:
-    names = [f"`{name if _is_hub_id(name) else Path(name).name}`" for name in sources or []]
+    names = [f"`{_public_name(name)}`" for name in sources or []]
     size = f"{len(rows):,} rows"
     if isinstance(rows, Dataset):
         size += f", {_count_tokens(rows):,} tokens"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,6 +31,7 @@ from llada_conversion import convert_autoregressive
 from llada_conversion.autoregressive import add_rows
 from modeling_llada import LLaDAModelLM
 from modeling_llada.tokenization_llada import save_tokenizer
+from tests.hub_server import Blob, Commit, Repo
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_to_llada.py"
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -394,6 +396,19 @@ def test_a_gguf_file_computes_the_same_under_a_causal_mask(gguf_path, target):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(target)
     assert tokenizer("ABAABC", add_special_tokens=False)["input_ids"] == [62, 8, 63]
     assert tokenizer.convert_tokens_to_ids(NEW_TOKENS) == [64, 65, 66, 67]
+
+
+def test_of_a_repository_with_several_weight_files_only_the_gguf_file_that_was_named_is_fetched(
+    gguf_path, target, hub, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    files = {path.name: Blob(path.read_bytes(), is_lfs=False) for path in gguf_path.parent.iterdir() if path.is_file()}
+    files |= {name: Blob(b"other weights", is_lfs=False) for name in ("model.safetensors", "other.gguf")}
+    hub.repos["tester/gguf"] = Repo(private=False, branches={"main": [Commit(files, "")]})
+    convert_autoregressive("tester/gguf", target, gguf_file="tiny.gguf")
+    assert (target / "model.safetensors").is_file()
+    fetched = " ".join(hub.requests)
+    assert "tiny.gguf" in fetched and "other.gguf" not in fetched and "model.safetensors" not in fetched
 
 
 def test_a_gguf_file_that_is_cut_off_is_refused(gguf_path, target):

@@ -8,7 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from llada_conversion import CardFacts, prepare_upload
-from llada_conversion.card import read_recipe, read_results
+from llada_conversion.card_facts import read_recipe, read_results
+from llada_conversion.card_update import update_card
 
 ROOT = Path(__file__).parents[2]
 MODEL = "tester/tiny"
@@ -52,6 +53,49 @@ def test_a_readme_goes_up_as_it_is_with_the_tags_asked_for(own) -> None:
     assert isinstance(content, bytes)
     card = ModelCard(content.decode())
     assert card.data.tags == ["llada", "math"] and card.text.strip() == "# Mine"
+
+
+def test_facts_are_added_to_a_card_that_is_there(own, tmp_path) -> None:
+    results = tmp_path / "gsm8k.json"
+    results.write_text(json.dumps({"results": {"gsm8k": {"exact_match,none": 0.69}}}))
+    sentence = "No licence was named for the weights; those of the base model and of the data apply."
+    (own / "README.md").write_text(f"---\ntags:\n- llada\ndatasets: a/b\n---\n\n# Mine\n\n{sentence}\n")
+    facts = CardFacts(
+        license="mit", base_model="me/base", datasets=("a/b", "c/d"), languages=("en",), results=(results,)
+    )
+    content = prepare_upload(own, MODEL, facts).files["README.md"]
+    assert isinstance(content, bytes)
+    card = ModelCard(content.decode())
+    assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "me/base", ["a/b", "c/d"])
+    assert (card.data.language, card.data.tags, card.data.model_name) == (["en"], ["llada"], "tiny")
+    assert [(row.dataset_name, row.metric_value) for row in card.data.eval_results] == [("gsm8k", 0.69)]
+    assert card.text.strip() == "# Mine\n\nThe weights are licensed under mit."
+
+
+def test_the_usage_example_loads_from_the_hub_what_it_loaded_from_the_folder(own) -> None:
+    lines = 'model = AutoModel.from_pretrained("{}", dtype="auto")\nother = AutoModel.from_pretrained("me/other")\n'
+    (own / "README.md").write_text("---\nlicense: mit\n---\n" + lines.format(own.as_posix()))
+    content = prepare_upload(own, MODEL).files["README.md"]
+    assert content == ("---\nlicense: mit\n---\n" + lines.format(MODEL)).encode()
+
+
+def test_the_usage_of_an_adapter_loads_its_base_model_from_the_hub(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "runs/base"}')
+    text = """---
+base_model: me/base
+---
+base = AutoModelForCausalLM.from_pretrained("{}", dtype="auto")
+model = PeftModel.from_pretrained(base, "{}")
+"""
+    given = text.format("runs/base", tmp_path.as_posix())
+    updated = update_card(given, tmp_path, "me/lora", CardFacts(base_model="me/base"))
+    assert updated == text.format("me/base", "me/lora")
+
+
+def test_what_only_a_new_card_can_hold_is_refused_beside_a_card_that_is_there(own) -> None:
+    (own / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    with pytest.raises(ValueError, match=r"has a README\.md of its own, and --prompt, --chat cannot be added"):
+        prepare_upload(own, MODEL, CardFacts(prompt="Hello", is_chat=True))
 
 
 @pytest.mark.parametrize("sign", ["tags:\n- generated_from_trainer\n---\n", "---\n[More Information Needed]\n"])
