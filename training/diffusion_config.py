@@ -34,7 +34,8 @@ class DiffusionOptions:
     fixed_options: ClassVar[dict[str, tuple[Any, str]]] = FIXED_OPTIONS
 
     model: Optional[str] = field(
-        default=None, metadata={"help": "LLaDA checkpoint (folder or Hub id) to continue from. Unset: a fresh model."}
+        default=None,
+        metadata={"help": "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew."},
     )
     attn_implementation: Optional[str] = field(
         default=None,

@@ -61,4 +61,5 @@ def _series(history: list[dict], name: str) -> list[tuple[float, float]]:
 def _draw(axes, history: list[dict], name: str, label: str, style: str, **options) -> None:
     points = _series(history, name)
     if points:
-        axes.plot(*zip(*points), style, label=label, linewidth=1, markersize=3, **options)
+        # A line through one point cannot be seen.
+        axes.plot(*zip(*points), style if len(points) > 1 else "o", label=label, linewidth=1, markersize=3, **options)
