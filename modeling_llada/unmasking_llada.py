@@ -1,4 +1,4 @@
-"""Which predicted tokens to commit: candidates, confidence measures and commit rules, on tensors only.
+"""Which predicted tokens to commit: guidance, candidates, confidence measures and commit rules, on tensors only.
 
 Nothing here knows a model, a tokenizer or a config.
 
@@ -13,6 +13,22 @@ from typing import Optional, Union
 
 import torch
 from torch import Tensor
+
+
+def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:
+    """Logits under unsupervised guidance, u + (1 + w) (c - u).
+
+    Args:
+        conditional: c, logits of the text; [num_scored, vocab].
+        unconditional: u, logits of the text with its prompt masked out; [num_scored, vocab].
+        cfg_scale: w, at least 0.
+
+    Returns:
+        [num_scored, vocab].
+
+    Source: LLaDA (arXiv:2502.09992), Eq. 16.
+    """
+    return unconditional + (1 + cfg_scale) * (conditional - unconditional)
 
 
 def low_confidence(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:

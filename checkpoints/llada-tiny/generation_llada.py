@@ -23,7 +23,7 @@ from .generation_config_llada import LLaDAGenerationConfig
 from .packing_llada import packed_weights
 from .plan_llada import Plan
 from .prompt_llada import check_no_masks, check_prompt
-from .unmasking_llada import least_confident, schedule_share
+from .unmasking_llada import guide, least_confident, schedule_share
 
 
 @dataclass
@@ -315,7 +315,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             logits = self(**inputs, logits_positions=is_scored).logits
         if cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
-            logits = unconditional + (1 + cfg_scale) * (conditional - unconditional)
+            logits = guide(conditional, unconditional, cfg_scale)
         if plan.logits_processor:
             logits = plan.logits_processor(canvas.ids[rows][is_masked.nonzero()[:, 0]], logits)
         return logits

@@ -14,6 +14,7 @@ from modeling_llada.unmasking_llada import (
     Proposer,
     Threshold,
     entropy,
+    guide,
     least_confident,
     low_confidence,
     margin,
@@ -26,6 +27,12 @@ from modeling_llada.unmasking_llada import (
 # Probabilities 1/2, 1/4, 1/8, 1/8 over tokens 0, 1, 2 and the mask 3.
 LOGITS = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
 MASK = 3
+
+
+def test_guidance_exaggerates_what_the_prompt_adds() -> None:
+    conditional, unconditional = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 2.0]])
+    assert guide(conditional, unconditional, 0.5).tolist() == [[4.0, 0.5]]
+    assert torch.equal(guide(conditional, unconditional, 0.0), conditional)
 
 
 def test_low_confidence_is_the_candidates_probability_with_the_mask_token_counted() -> None:
