@@ -18,11 +18,11 @@ OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
 
 # The packages as (folder, installed name): mypy looks for installed names.
 PACKAGES := modeling_llada:modeling_llada training:llada_training conversion:llada_conversion \
-	cli:llada_cli checkpoints:llada_checkpoints
+	evaluation:llada_evaluation cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
 
 # What runs under transformers 4.57: the Hub code and the tokenizer, and whatever is not left out here.
-OPTIMUM_TESTS ?= tests $(foreach path,training test_cli.py test_imports.py test_packaging.py,--ignore tests/$(path))
+OPTIMUM_TESTS ?= tests $(foreach path,training evaluation test_cli.py test_imports.py test_packaging.py,--ignore tests/$(path))
 OPTIMUM_MARKERS ?= not newest_only
 
 # Nothing in the tests or the demonstration asks the Hub.
@@ -66,7 +66,7 @@ test-optimum: $(OPTIMUM_READY) ## run the model, remote-code and generation test
 	@$(OFFLINE) $(OPTIMUM_VENV)/bin/pytest -m "$(OPTIMUM_MARKERS)" $(PYTEST_FLAGS) $(OPTIMUM_TESTS)
 
 $(READY): pyproject.toml constraints/newest.txt
-	$(call install,$(VENV),constraints/newest.txt,train$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev)
+	$(call install,$(VENV),constraints/newest.txt,train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev)
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
 	@$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."

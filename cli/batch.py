@@ -1,7 +1,5 @@
 """`llada generate --input --output`: answers a file of prompts, with one process or several."""
 
-import hashlib
-import json
 import os
 import re
 import time
@@ -14,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llada_evaluation import model_digest
 from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 from modeling_llada.tokenization_llada import encode_chat
@@ -23,9 +22,6 @@ from .display import cut_at_stop
 from .generate import active_stop_ids, decode_answer, load_with_notice, open_length
 from .loading import Checkpoint
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
-
-# Values of each tensor that enter a checkpoint's digest: enough that any training shows.
-NUM_DIGEST_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -121,24 +117,12 @@ def describe_run(
     chosen = {name: getattr(settled, name) for name in DEFAULTS}
     return {
         "input": {"name": str(input_file), "digest": prompts.digest},
-        "checkpoint": {"name": checkpoint.model.name_or_path, "digest": checkpoint_digest(checkpoint)},
+        "checkpoint": {
+            "name": checkpoint.model.name_or_path,
+            "digest": model_digest(checkpoint.model, checkpoint.tokenizer),
+        },
         "options": {**chosen, "seed": options.get("seed"), "chat": chat},
     }
-
-
-def checkpoint_digest(checkpoint: Checkpoint) -> str:
-    """Tell checkpoints apart by configuration, tokenizer, dtype and a sample of every tensor, wherever they lie."""
-    config = checkpoint.model.config.to_dict()
-    for name in ("_name_or_path", "transformers_version"):
-        config.pop(name, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    tokenizer: Any = checkpoint.tokenizer
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(str(tokenizer.chat_template).encode())
-    for name, tensor in checkpoint.model.state_dict().items():
-        sample = tensor.flatten()[:: max(1, tensor.numel() // NUM_DIGEST_VALUES)]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {sample.tolist()}".encode())
-    return digest.hexdigest()
 
 
 def answer_lines(

@@ -16,6 +16,7 @@ from .likelihood_batches import (
     Batch,
     MaskedCopies,
     Pair,
+    batch_budget,
     check_batch_options,
     check_count,
     check_pairs,
@@ -34,7 +35,7 @@ def score_in_confidence_order(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     tokens_per_pass: int = 1,
     cfg_scale: float = LikelihoodOptions.cfg_scale,
-    max_batch_tokens: int = LikelihoodOptions.max_batch_tokens,
+    max_batch_tokens: Optional[int] = None,
     progress: Optional[Callable[[int], None]] = None,
 ) -> list[float]:
     """Add up the log-probabilities of the true tokens as they are revealed, the most probable ones first.
@@ -77,7 +78,7 @@ def matches_greedy_decoding(
     model: Any,
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     cfg_scale: float = LikelihoodOptions.cfg_scale,
-    max_batch_tokens: int = LikelihoodOptions.max_batch_tokens,
+    max_batch_tokens: Optional[int] = None,
     progress: Optional[Callable[[int], None]] = None,
 ) -> list[bool]:
     """Whether greedy decoding from the context gives exactly the continuation.
@@ -107,7 +108,7 @@ def _reveal_in_order(
     judge: Judge,
     tokens_per_pass: int,
     cfg_scale: float,
-    max_batch_tokens: int,
+    max_batch_tokens: Optional[int],
     progress: Optional[Callable[[int], None]],
 ) -> list[float]:
     """Put the true tokens in their places by falling confidence and add up their scores, for every pair."""
@@ -118,7 +119,7 @@ def _reveal_in_order(
         MaskedCopies(pair, torch.ones(1, len(pair.continuation), dtype=torch.bool)) for pair in longest_first(checked)
     )
     with packed_weights(model, None):
-        for pieces in pack(rows, max_batch_tokens, cfg_scale):
+        for pieces in pack(rows, batch_budget(max_batch_tokens, model.device), cfg_scale):
             totals = _reveal(model, pad(pieces, model.device), judge, tokens_per_pass, cfg_scale)
             finished = [piece.copies.pair for piece in pieces]
             scores.update(zip(finished, totals.tolist()))

@@ -28,6 +28,7 @@ from .likelihood_batches import (
     Batch,
     MaskedCopies,
     Pair,
+    batch_budget,
     check_batch_options,
     check_count,
     check_pairs,
@@ -58,7 +59,7 @@ class LikelihoodOptions:
             together by chance stop early.
         cfg_scale: w of unsupervised guidance, logits = u + (1 + w) (c - u) with u from the context masked out.
         max_batch_tokens: rows times longest row of one forward pass, padding and guidance counted; a row longer than
-            that runs alone. The pass also holds one row of logits for each masked token.
+            that runs alone. The pass also holds one row of logits for each masked token. None: 16384, on a CPU 2048.
         seed: of the noise; a pair's noise depends on it and on the pair's ids, and on nothing else.
 
     Raises:
@@ -71,7 +72,7 @@ class LikelihoodOptions:
     estimator: str = "exact_count"
     target_standard_error: Optional[float] = None
     cfg_scale: float = 0.0
-    max_batch_tokens: int = 16384
+    max_batch_tokens: Optional[int] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -292,7 +293,7 @@ def _score_round(model: Any, running: Sequence[Samples], options: LikelihoodOpti
             yield MaskedCopies(samples.pair, is_masked)
 
     scored: list[Tensor] = []
-    for pieces in pack(draw_all(), options.max_batch_tokens, options.cfg_scale):
+    for pieces in pack(draw_all(), batch_budget(options.max_batch_tokens, model.device), options.cfg_scale):
         row_values = _score_rows(model, pad(pieces, model.device), options.cfg_scale).double().cpu()
         for piece, values in zip(pieces, row_values.split([piece.num_rows for piece in pieces])):
             scored.append(values)
@@ -312,7 +313,7 @@ def _score_single_tokens(model: Any, pairs: Sequence[Pair], options: LikelihoodO
     for pair in pairs:
         by_context.setdefault(pair.context, []).append(pair)
     copies = (MaskedCopies(answers[0], torch.ones(1, 1, dtype=torch.bool)) for answers in by_context.values())
-    for pieces in pack(copies, options.max_batch_tokens, options.cfg_scale):
+    for pieces in pack(copies, batch_budget(options.max_batch_tokens, model.device), options.cfg_scale):
         scores = score_masked(model, pad(pieces, model.device), options.cfg_scale)
         rows = (row for logits, _ in scores for row in logits.log_softmax(-1))
         for piece, row in zip(pieces, rows):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from modeling_llada.unmasking_llada import guide
 
+# Tokens of a pass that keep a GPU busy; a CPU is faster with fewer.
+BATCH_TOKENS, CPU_BATCH_TOKENS = 16384, 2048
 # Logits that are turned to float32 at a time; they take 64 MiB.
 CHUNK_SIZE = 2**24
 
@@ -144,7 +146,15 @@ def check_batch_options(cfg_scale: Any, max_batch_tokens: Any) -> None:
     """
     if not is_number(cfg_scale) or cfg_scale < 0:
         raise ValueError(f"`cfg_scale` must be a number of at least 0, got {cfg_scale!r}; 0 is without guidance.")
-    check_count("max_batch_tokens", max_batch_tokens)
+    if max_batch_tokens is not None:
+        check_count("max_batch_tokens", max_batch_tokens)
+
+
+def batch_budget(max_batch_tokens: Optional[int], device: torch.device) -> int:
+    """Tokens of one forward pass: the number that was asked for, or one that suits the device."""
+    if max_batch_tokens is not None:
+        return max_batch_tokens
+    return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
 
 
 def check_count(name: str, value: Any) -> None:

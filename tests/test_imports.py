@@ -27,7 +27,7 @@ ARROWS = {
     "llada_checkpoints": set(),
     "llada_training": {"modeling_llada"},
     "llada_conversion": {"modeling_llada"},
-    "llada_evaluation": {"modeling_llada"},
+    "llada_evaluation": {"modeling_llada", "llada_checkpoints"},
     "llada_cli": set(PACKAGES.values()),
 }
 
