@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .convert import app as convert_app
+from .evaluate import app as evaluate_app
 from .export import app as export_app
 from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
 from .push import push
@@ -15,6 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(train_app, name="train")
 app.add_typer(convert_app, name="convert")
 app.add_typer(export_app, name="export")
+app.add_typer(evaluate_app, name="evaluate")
 app.command()(push)
 
 

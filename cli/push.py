@@ -35,7 +35,8 @@ def push(
         Path | None, typer.Option(help="YAML file of the training's options.", rich_help_panel=CARD)
     ] = None,
     results: Annotated[
-        Files, typer.Option(help="JSON file of an evaluation, e.g. lm-eval's; repeatable.", rich_help_panel=CARD)
+        Files,
+        typer.Option(help="JSON file of an evaluation: a record or lm-eval's; repeatable.", rich_help_panel=CARD),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text that the card's example continues.", rich_help_panel=CARD)

@@ -27,7 +27,7 @@ class CardFacts:
         languages: language codes.
         tags: further tags of the card.
         recipe: YAML file of the training's options.
-        results: JSON files of evaluations: lm-evaluation-harness's, or one mapping of measures to numbers.
+        results: JSON files of evaluations; see `read_results`.
         prompt: text that the usage example continues.
         is_chat: the usage example puts `prompt` as a user's turn too.
     """
@@ -52,13 +52,18 @@ class Result(NamedTuple):
 
 
 def read_results(path: Path) -> list[Result]:
-    """Read the numbers of an evaluation, from lm-evaluation-harness's file or one mapping of measures to numbers.
+    """Read the numbers of an evaluation.
+
+    Args:
+        path: a record of `llada evaluate`, lm-evaluation-harness's file, or one mapping of measures to numbers.
 
     Raises:
-        ValueError: for a file that is neither.
+        ValueError: for a file that is none of these.
     """
     found = read_mapping(path)
     tasks = found.get("results", {path.stem: found})
+    if path.name.endswith(".record.json"):
+        tasks = {found["name"]: {metric: score["value"] for metric, score in tasks.items()}}
     rows = [
         Result(task, metric.removesuffix(",none"), float(value))
         for task, metrics in tasks.items()

@@ -78,15 +78,19 @@ def load_tasks(suite: Suite, manager: TaskManager, seed: int) -> dict[str, Any]:
     Raises:
         OSError: naming every benchmark whose data or packages are not at hand, and how to get them.
     """
-    loaded, missing = {}, []
+    loaded: dict[str, Any] = {}
+    missing: dict[str, BaseException] = {}
     for row in suite.benchmarks:
         random.seed(seed)
         try:
             loaded[row.name] = manager.load([row.task])
         except (OSError, ImportError, AssertionError) as error:
-            missing.append(f"{row.name}: {_how_to_get(row, manager, error)}")
+            missing[row.name] = error
     if missing:
-        raise OSError(f"Not everything that `{suite.name}` needs is at hand, so nothing was run. {' '.join(missing)}")
+        raise OSError(
+            f"Not everything that `{suite.name}` needs is at hand, so nothing was run. "
+            + _how_to_get({row.name: row.task for row in suite.benchmarks if row.name in missing}, missing, manager)
+        )
     return loaded
 
 
@@ -121,13 +125,23 @@ def _members(manager: TaskManager, group: dict[str, Any]) -> Iterator[dict[str, 
             yield from leaf_configs(manager, name)
 
 
-def _how_to_get(row: Benchmark, manager: TaskManager, error: BaseException) -> str:
-    reason = " ".join(str(error).split()).rstrip(".")
-    dataset = dataset_of(manager, row.task)
-    if isinstance(error, (ImportError, AssertionError)) or dataset is None or ": " in dataset:
-        return f"{reason}."
-    return (
-        f"its data `{dataset}` cannot be loaded ({reason}); with a network they are fetched from the Hub, without one "
-        f"fetch them before (hf download --repo-type dataset {dataset}) or copy the folder HF_HOME of a machine that "
-        "has them; for gated data accept their terms on the Hub and run: hf auth login."
-    )
+def _how_to_get(tasks: dict[str, str], errors: dict[str, BaseException], manager: TaskManager) -> str:
+    """Say for each benchmark what it lacks; what is to come from the Hub in one sentence."""
+    on_hub, sentences = {}, []
+    for name, task in tasks.items():
+        leaf = next(leaf_configs(manager, task), {})
+        reason = " ".join(str(errors[name]).split()).rstrip(".")
+        if isinstance(errors[name], (ImportError, AssertionError)) or leaf.get("dataset_path") is None:
+            sentences.append(f"{name}: {reason}.")
+            continue
+        # The harness's tasks that run code take their metric from the Hub too.
+        metric = " and the metric code_eval" if leaf.get("unsafe_code") else ""
+        on_hub[f"{name} ({leaf['dataset_path']}{metric})"] = reason
+    if on_hub:
+        sentences.append(
+            f"From the Hub: {', '.join(on_hub)}; the first says: {next(iter(on_hub.values()))}. Run once with a "
+            "network and copy the folder HF_HOME, or fetch data with: hf download --repo-type dataset NAME (gated "
+            "ones, such as GPQA, after accepting their terms on the Hub and hf auth login). HF_HUB_OFFLINE=1 spares "
+            "waiting for a network that is not there."
+        )
+    return " ".join(sentences)

@@ -123,6 +123,10 @@ def test_facts_that_cannot_be_read_are_refused(own, tmp_path) -> None:
             read_results(file)
     file.write_text('{"accuracy": 0.5, "epoch": 1.0, "done": true}')
     assert read_results(file) == [("file", "accuracy", 0.5)]
+    record = tmp_path / "piqa-1.record.json"
+    score = {"value": 0.25, "standard_error": 0.1}
+    record.write_text(json.dumps({"format": 1, "name": "PIQA", "results": {"acc_norm,none": score}}))
+    assert read_results(record) == [("PIQA", "acc_norm", 0.25)]
     for text, words in (("a: [", "is no YAML"), ("- a", "must map options to values, got list")):
         file.write_text(text)
         with pytest.raises(ValueError, match=words):

