@@ -34,10 +34,10 @@ help: ## list the targets
 setup: $(READY) ## make .venv and install the project into it
 	@echo "$(VENV) is ready: $$($(VENV)/bin/llada --version), transformers $$($(VENV)/bin/python -c 'from importlib.metadata import version as v; print(v("transformers"), "and torch", v("torch"))')"
 
-demo: $(READY) ## answer three prompts with the bundled model
+demo: $(READY) ## ask the bundled model three questions
 	@echo "Asking the bundled model: llada generate …"
-	@$(OFFLINE) $(VENV)/bin/llada generate --max-new-tokens 32 \
-		"In the beginning God created" "The lord is my" "A river is a"
+	@$(OFFLINE) $(VENV)/bin/llada generate --chat --max-new-tokens 32 "What is the capital of France?" \
+		"What is the largest planet in the solar system?" "What do you call a baby cat?"
 
 test: $(READY) ## run the tests
 	@echo "Testing in $(VENV) …"

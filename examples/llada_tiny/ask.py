@@ -8,7 +8,6 @@ holds one of the accepted answers as whole words, whatever their case. It stops 
 
 import argparse
 import json
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from prepare_instructions import QUESTIONS, read_jsonl
 from transformers import PreTrainedTokenizerFast
 
+from llada_evaluation.experiments.sampling import is_right
 from modeling_llada import LLaDAModelLM
 from modeling_llada.tokenization_llada import encode_chat, prepare_tokenizer
 
@@ -89,12 +89,6 @@ def read_answer(tokenizer: Any, ids: list[int]) -> dict[str, Any]:
     end = next((place for place, token in enumerate(ids) if token in special), len(ids))
     text = tokenizer.decode(ids, skip_special_tokens=True).strip()
     return {"text": text, "num_tokens": end, "stops": tokenizer.eos_token_id in ids}
-
-
-def is_right(text: str, accepted: list[str]) -> bool:
-    """Whether the text holds one of the answers as whole words; case does not matter."""
-    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, accepted))})(?!\w)"
-    return re.search(pattern, text, flags=re.IGNORECASE) is not None
 
 
 def summarize(questions: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, Any]:

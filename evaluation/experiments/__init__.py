@@ -1,0 +1,1 @@
+"""Experiments of the paper at a scale that anyone can rerun."""

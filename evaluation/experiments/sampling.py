@@ -1,0 +1,208 @@
+"""How remasking, steps, block length and guidance change the answers of a LLaDA: the paper's ablations of sampling.
+
+    python examples/llada_tiny/prepare_data.py           # these two make questions for the bundled model;
+    python examples/llada_tiny/prepare_instructions.py   # or pass JSON lines with `question` and `answers`
+    python -m llada_evaluation.experiments.sampling --questions runs/llada-tiny-data/phrasings.jsonl
+
+Minutes on two cores. Every setting answers the same questions. It writes a table, a figure and a record.
+
+Source: LLaDA (arXiv:2502.09992), section 3.4 and App. B.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from modeling_llada.tokenization_llada import encode_chat
+
+from ..loading import load_model
+from ..records import checkpoint_hash
+from .summaries import Experiment, Interval, markdown_table, proportion_interval
+
+# Tokens of an answer; the settings share them out.
+ANSWER_LENGTH = 16
+# Questions that go through the model together.
+BATCH = 64
+STEPS = (16, 8, 4, 2, 1)
+BLOCK_LENGTHS = (16, 8, 4, 2)
+REMASKING = ("low_confidence", "random")
+GUIDANCE = (0.0, 0.5, 1.0, 2.0)
+
+
+class Question(NamedTuple):
+    """A question and the answers that count as right."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to sample.
+
+    Attributes:
+        study: what is varied: `steps`, `block_length` or `cfg_scale`.
+        line: its curve in the figure: the remasking.
+        options: of `generate`.
+    """
+
+    study: str
+    line: str
+    options: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The options in words; guidance of 0 is none."""
+        return ", ".join(f"{name}={value}" for name, value in self.options.items() if value)
+
+
+class Outcome(NamedTuple):
+    """What a setting gave.
+
+    Attributes:
+        right: share of right answers.
+        passes: mean number of forward passes of an answer.
+        ends: share of answers that hold the end-of-text token.
+    """
+
+    right: Interval
+    passes: float
+    ends: float
+
+
+def make_settings() -> list[Setting]:
+    """Steps in one block, blocks at one token per step, guidance in one block at one token per step."""
+    plain = {"block_length": ANSWER_LENGTH, "steps": ANSWER_LENGTH}
+    studies: list[tuple[str, Sequence[float]]] = [
+        ("steps", STEPS), ("block_length", BLOCK_LENGTHS), ("cfg_scale", GUIDANCE)
+    ]  # fmt: skip
+    return [
+        Setting(study, remasking, {"remasking": remasking, **plain, study: value})
+        for study, values in studies
+        for remasking in REMASKING
+        for value in values
+    ]
+
+
+def read_questions(path: Path, count: int) -> list[Question]:
+    """Draw questions, the same at every call.
+
+    Raises:
+        ValueError: if the file holds fewer.
+    """
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(lines) < count:
+        raise ValueError(f"`count` must be at most the number of questions in {path} ({len(lines)}), got {count}.")
+    return [Question(line["question"], tuple(line["answers"])) for line in random.Random(0).sample(lines, count)]
+
+
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Whether a text holds one of the answers as whole words; case does not matter."""
+    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, answers))})(?!\w)"
+    return re.search(pattern, text, flags=re.IGNORECASE) is not None
+
+
+def measure(model: Any, tokenizer: Any, questions: Sequence[Question], setting: Setting) -> Outcome:
+    """Answer every question in a conversation of its own, greedily."""
+    prompts = [encode_chat(tokenizer, [{"role": "user", "content": question.question}]) for question in questions]
+    num_right, num_ended, num_passes = 0, 0, 0
+    for start in range(0, len(prompts), BATCH):
+        batch = tokenizer.pad({"input_ids": prompts[start : start + BATCH]}, padding_side="left", return_tensors="pt")
+        output = model.generate(
+            batch["input_ids"], batch["attention_mask"], generator=torch.Generator().manual_seed(start),
+            max_new_tokens=ANSWER_LENGTH, return_dict_in_generate=True, **setting.options,
+        )  # fmt: skip
+        answers = output.sequences[:, batch["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        num_right += sum(is_right(text, question.answers) for text, question in zip(texts, questions[start:]))
+        num_ended += int((answers == tokenizer.eos_token_id).any(-1).sum())
+        num_passes += int(output.num_forward_passes.sum())
+    count = len(prompts)
+    return Outcome(proportion_interval(num_right, count), num_passes / count, num_ended / count)
+
+
+def make_table(results: dict[str, Outcome]) -> str:
+    """The outcomes with 95 % confidence intervals over the questions."""
+    rows = [
+        [label, f"{found.passes:.1f}", f"{found.right.mean:.3f} ± {found.right.half_width:.3f}", f"{found.ends:.2f}"]
+        for label, found in results.items()
+    ]
+    return markdown_table(["", "passes per answer", "right", "answers that end"], rows)
+
+
+def plot(settings: Sequence[Setting], results: dict[str, Outcome], path: Path, title: str) -> None:
+    """Draw a panel for each study, a line for each remasking."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    studies = list(dict.fromkeys(setting.study for setting in settings))
+    for axes, study in zip(figure.subplots(1, len(studies), sharey=True), studies):
+        for line in REMASKING:
+            chosen = [setting for setting in settings if (setting.study, setting.line) == (study, line)]
+            found = [results[setting.label].right for setting in chosen]
+            axes.errorbar(
+                [setting.options[study] for setting in chosen], [right.mean for right in found],
+                [right.half_width for right in found], marker="o", markersize=4, linewidth=1, capsize=2, label=line,
+            )  # fmt: skip
+        axes.set(xlabel=study)
+        axes.grid(alpha=0.3)
+        if study != "cfg_scale":
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:.0f}")
+    figure.axes[0].set_ylabel("share of right answers")
+    figure.axes[0].legend()
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure every setting, print the table, write table, figure and record."""
+    args = parse_arguments(arguments)
+    settings, questions = make_settings(), read_questions(args.questions, args.count)
+    about = {"questions": args.questions.name, "count": args.count, "answer_length": ANSWER_LENGTH}
+    experiment = Experiment("sampling", about)
+    model, tokenizer = load_model(args.model, "main", "float32", torch.device("cpu"))
+    results: dict[str, Outcome] = {}
+    for setting in settings:
+        # The plain setting belongs to all three studies.
+        if setting.label in results:
+            continue
+        start = time.perf_counter()
+        results[setting.label] = measure(model, tokenizer, questions, setting)
+        print(f"{setting.label}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+    table = make_table(results)
+    folder = Path(model.config.name_or_path)
+    described = {"name": folder.name, "sha256": checkpoint_hash(folder) if folder.is_dir() else None}
+    experiment.write(args.output, table, {label: found.right for label, found in results.items()}, described)
+    plot(settings, results, args.output / "sampling.png", f"{folder.name}: {args.count} questions")
+    print(table)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m llada_evaluation.experiments.sampling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--questions", type=Path, required=True, help="JSON lines with `question` and `answers`")
+    parser.add_argument("--model", help="folder or Hub id; the bundled model if unset")
+    parser.add_argument("--count", type=int, default=256, help="questions to ask")
+    parser.add_argument("--output", type=Path, default=Path("runs/sampling"), help="folder to write")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

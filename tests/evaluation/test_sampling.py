@@ -1,0 +1,70 @@
+"""Laws of the sampling study: questions, right answers, settings, and a run on the bundled model."""
+
+import json
+
+import pytest
+
+from llada_evaluation.experiments import sampling
+from llada_evaluation.experiments.summaries import mean_interval, proportion_interval
+
+
+def write_questions(path, count):
+    lines = [json.dumps({"question": f"What is {n}?", "answers": [f"number {n}", f"n{n}"]}) for n in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_questions_are_drawn_the_same_every_time(tmp_path):
+    path = write_questions(tmp_path / "questions.jsonl", 20)
+    questions = sampling.read_questions(path, 5)
+    assert questions == sampling.read_questions(path, 5)
+    number = questions[0].question.removeprefix("What is ").removesuffix("?")
+    assert questions[0].answers == (f"number {number}", f"n{number}")
+    with pytest.raises(ValueError, match=r"`count` must be at most .* \(20\), got 21"):
+        sampling.read_questions(path, 21)
+
+
+@pytest.mark.parametrize(
+    "text, is_right",
+    [("It is paris.", True), ("Parisians say so.", False), ("The answer: New York!", True), ("", False)],
+)
+def test_an_answer_is_right_if_it_holds_a_right_one_as_whole_words(text, is_right):
+    assert sampling.is_right(text, ["Paris", "New York"]) is is_right
+
+
+def test_every_study_varies_one_option_and_shares_the_plain_setting():
+    settings = sampling.make_settings()
+    labels = [setting.label for setting in settings]
+    assert labels.count("remasking=random, block_length=16, steps=16") == 3
+    assert len(settings) == 26 and len(set(labels)) == 22
+    assert all(setting.options["steps"] >= 16 // setting.options["block_length"] for setting in settings)
+
+
+def test_a_proportion_has_the_error_of_independent_questions():
+    found = proportion_interval(20, 100)
+    assert found == pytest.approx((0.2, 0.04, 0.0784))
+
+
+def test_an_interval_over_runs_is_student_s():
+    # Standard deviation 1 over three runs; 4.303 is the 95 % point of two degrees of freedom.
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert found == pytest.approx((2.0, 3**-0.5, 4.303 * 3**-0.5))
+    assert mean_interval([0.5]) == (0.5, None, None)
+    assert mean_interval([0.0, 2.0] * 10).half_width == pytest.approx(1.96 * (20 / 19 / 20) ** 0.5)
+    with pytest.raises(ValueError, match="`values` must hold at least one number, got none"):
+        mean_interval([])
+
+
+def test_the_study_runs_on_the_bundled_model(tmp_path, monkeypatch, capsys):
+    for name, values in (("STEPS", (16, 1)), ("BLOCK_LENGTHS", (8,)), ("GUIDANCE", (1.0,))):
+        monkeypatch.setattr(sampling, name, values)
+    path = write_questions(tmp_path / "questions.jsonl", 2)
+    sampling.main(["--questions", str(path), "--count", "2", "--output", str(tmp_path)])
+    table = (tmp_path / "sampling.md").read_text()
+    assert "| remasking=random, block_length=16, steps=1 | 1.0 | 0." in table
+    assert table == capsys.readouterr().out
+    assert (tmp_path / "sampling.png").read_bytes().startswith(b"\x89PNG")
+    [record] = tmp_path.glob("*.record.json")
+    found = json.loads(record.read_text())
+    assert found["model"]["name"] == "llada-tiny" and len(found["model"]["sha256"]) == 64
+    assert len(found["results"]) == 8
