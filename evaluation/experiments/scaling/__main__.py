@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = {"num_tokens": args.tokens, "seed": args.seed, "shapes": args.shapes and tuple(args.shapes)}
     given = {name: value for name, value in given.items() if value is not None}
     options = ScalingOptions(texts=tuple(map(str, args.texts)), tokenizer=str(args.tokenizer), **given)
-    experiment = Experiment("scaling", dataclasses.asdict(options), seed=options.seed)
+    names = {"texts": [path.name for path in args.texts], "tokenizer": args.tokenizer.name}
+    experiment = Experiment("scaling", dataclasses.asdict(options) | names, seed=options.seed)
     path = args.output / "measurements.json"
     measurements = run_jobs(options, path, args.workers, lambda line: print(line, file=sys.stderr))
     laws = fit_laws(measurements)
