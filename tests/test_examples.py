@@ -19,7 +19,16 @@ from llada_conversion.card import render_card
 from modeling_llada.generation_config_llada import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE_FOLDERS = ("modeling_llada", "training", "conversion", "evaluation", "cli", "checkpoints", "examples", "benchmarks")
+CODE_FOLDERS = (
+    "modeling_llada",
+    "training",
+    "conversion",
+    "evaluation",
+    "cli",
+    "checkpoints",
+    "examples",
+    "benchmarks",
+)
 DOCUMENTS = (
     "README.md",
     "docs/architecture.md",
