@@ -1,5 +1,6 @@
 """Laws of likelihoods: they estimate the exact bound, and neither batches nor order matter."""
 
+import copy
 import doctest
 import math
 
@@ -168,8 +169,7 @@ def test_no_pairs_have_no_estimates(tiny_model, passes):
 def test_tensors_and_half_precision_are_taken(tiny_model):
     pair = tuple(torch.tensor(ids) for ids in PAIRS[0])
     (expected,) = estimate(tiny_model, [PAIRS[0]], num_samples=8)
-    (found,) = estimate(tiny_model.to(torch.bfloat16), [pair], num_samples=8)
-    tiny_model.to(torch.float32)
+    (found,) = estimate(copy.deepcopy(tiny_model).to(torch.bfloat16), [pair], num_samples=8)
     assert found.log_likelihood == pytest.approx(expected.log_likelihood, rel=0.02)
 
 
