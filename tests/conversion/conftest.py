@@ -43,8 +43,6 @@ def hub(monkeypatch) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setenv("HF_TOKEN", server.token)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        files = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + files)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield server

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,6 +30,7 @@ from llada_conversion import convert_autoregressive
 from llada_conversion.autoregressive import add_rows
 from modeling_llada import LLaDAModelLM
 from modeling_llada.tokenization_llada import save_tokenizer
+from tests.conversion.test_publish import run_python
 from tests.hub_server import Blob, Commit, Repo
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_to_llada.py"
@@ -399,13 +399,15 @@ def test_a_gguf_file_computes_the_same_under_a_causal_mask(gguf_path, target):
 
 
 def test_of_a_repository_with_several_weight_files_only_the_gguf_file_that_was_named_is_fetched(
-    gguf_path, target, hub, tmp_path, monkeypatch
+    gguf_path, target, hub, tmp_path
 ):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     files = {path.name: Blob(path.read_bytes(), is_lfs=False) for path in gguf_path.parent.iterdir() if path.is_file()}
     files |= {name: Blob(b"other weights", is_lfs=False) for name in ("model.safetensors", "other.gguf")}
     hub.repos["tester/gguf"] = Repo(private=False, branches={"main": [Commit(files, "")]})
-    convert_autoregressive("tester/gguf", target, gguf_file="tiny.gguf")
+    code = "from llada_cli.main import app; app()"
+    arguments = ("convert", "autoregressive", "tester/gguf", str(target), "--gguf-file", "tiny.gguf")
+    done = run_python(sys.executable, hub, tmp_path, code, *arguments)
+    assert done.returncode == 0, done.stderr
     assert (target / "model.safetensors").is_file()
     fetched = " ".join(hub.requests)
     assert "tiny.gguf" in fetched and "other.gguf" not in fetched and "model.safetensors" not in fetched
