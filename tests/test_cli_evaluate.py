@@ -13,6 +13,8 @@ from llada_cli.main import app
 
 from .evaluation.offline_rows import write_packages
 
+pytest.importorskip("lm_eval", reason="the harness comes with the extra `eval`")
+
 MHA = Path(__file__).parent / "reference" / "checkpoints" / "mha"
 WITHOUT_HARNESS = """
 import sys

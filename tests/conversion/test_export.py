@@ -132,7 +132,8 @@ def test_int8_for_onnx_keeps_the_most_probable_tokens_of_a_trained_model(tmp_pat
 
 
 @pytest.mark.skipif(not HAS_OPTIMUM, reason="NNCF comes with the extra `optimum`")
-@pytest.mark.parametrize("weights, size, agreement", [("int8", 0.27, 0.95), ("int4", 0.22, 0.85)])
+# The gaps that docs/conversion.md states for the bundled weights, less a margin.
+@pytest.mark.parametrize("weights, size, agreement", [("int8", 0.27, 0.95), ("int4", 0.22, 0.80)])
 def test_openvino_compresses_the_weights_of_a_trained_model(tmp_path, weights, size, agreement):
     report = export_model(BUNDLED, tmp_path / "model", "openvino", weights=weights, with_block_graph=False)
     float32_size = 2 * (BUNDLED / "model.safetensors").stat().st_size
