@@ -17,12 +17,12 @@ READY := $(VENV)/.ready
 OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
 
 # The packages as (folder, installed name): mypy looks for installed names.
-PACKAGES := modeling_llada:modeling_llada training:llada_training conversion:llada_conversion \
+PACKAGES := modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
 	evaluation:llada_evaluation cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
 
 # What runs under transformers 4.57: the Hub code and the tokenizer, and whatever is not left out here.
-OPTIMUM_TESTS ?= tests $(foreach path,training evaluation test_cli.py test_imports.py test_packaging.py,--ignore tests/$(path))
+OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments cli test_imports.py test_packaging.py,--ignore tests/$(path))
 OPTIMUM_MARKERS ?= not newest_only
 
 # Nothing in the tests or the demonstration asks the Hub.

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llada_checkpoints import BUNDLED_MODEL
 from llada_conversion import export_model, load_exported
+from llada_core.tokenization import save_tokenizer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import save_tokenizer
 
 # Name -> runtime, weights, and what OpenVINO computes in.
 EXPORTS = {

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from llada_checkpoints import BUNDLED_MODEL
+from llada_core.diffusion import NoisyBatch
 from llada_training import LLaDACollator, draw_noise, pretraining_loss, score_masked, training_noise_levels
 from modeling_llada import LLaDAModelLM
-from modeling_llada.diffusion_llada import NoisyBatch
 
 # Options of the training configurations. The first of the ways, all False, is what the others are compared with.
 OPTIONS = ("exact_count", "low_discrepancy", "complementary_masks")

@@ -21,9 +21,9 @@ from process_memory import MIB, measure_in_process, peak, resident
 from report import command, machine, table, write_json
 from torch import Tensor
 
+from llada_core.diffusion import NoisyBatch
 from llada_training import draw_noise, pretraining_loss, score_masked
 from modeling_llada import LLaDAModelLM
-from modeling_llada.diffusion_llada import NoisyBatch
 
 ALL, MASKED = "all positions", "masked ones"
 MODES = (ALL, MASKED)

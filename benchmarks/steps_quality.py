@@ -22,8 +22,8 @@ from report import command, machine, table, write_json
 from transformers import PreTrainedTokenizerFast
 
 from llada_checkpoints import BUNDLED_MODEL
+from llada_core.tokenization import prepare_tokenizer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import prepare_tokenizer
 
 # Steps of the fixed schedule. A text has about 17 masks and an answer 16; None is one token per pass.
 SCHEDULES = (None, 12, 8, 4, 2, 1)

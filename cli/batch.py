@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llada_core.tokenization import encode_chat
 from llada_evaluation import model_digest
 from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
-from modeling_llada.tokenization_llada import encode_chat
 
 from .answer_file import AnswerFile
 from .display import cut_at_stop

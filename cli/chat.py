@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
-from modeling_llada.tokenization_llada import CHAT_TOKENS, encode_chat, missing_tokens
+from llada_core.tokenization import CHAT_TOKENS, encode_chat, missing_tokens
 
 from .display import choose_console
 from .generate import answer_batch, load_with_notice, open_length, print_answer, show_canvas, split_seed

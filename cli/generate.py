@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from modeling_llada.tokenization_llada import EOT_TOKEN, encode_chat
+from llada_core.tokenization import EOT_TOKEN, encode_chat
 
 from .display import CanvasStreamer, choose_console, cut_at_stop, printable
 from .loading import Checkpoint, load_checkpoint

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from llada_conversion import EXPORTED_FILES, find_exported, load_exported
+from llada_core.tokenization import EOT_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
-from modeling_llada.tokenization_llada import EOT_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHT_FILES = (

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
-from modeling_llada.tokenization_llada import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 
 from .autoregressive_config import llada_config, read_source_config
 from .folders import check_space, check_target, complete_folder

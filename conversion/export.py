@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from llada_core.tokenization import save_tokenizer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import save_tokenizer
 
 from . import export_onnx, export_openvino
 from .folders import check_space, check_target, complete_folder

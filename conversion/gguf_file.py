@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from llada_core.tokenization import prepare_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
-from modeling_llada.tokenization_llada import prepare_tokenizer
 
 from .gguf_vocabulary import add_vocabulary
 from .hub import fetch_checkpoint

@@ -63,7 +63,7 @@ def find_pre_tokenizer(rule: dict[str, Any] | None) -> str:
 
 
 def _add_special_ids(writer: Any, config: Any, tokenizer: Any) -> None:
-    from modeling_llada.tokenization_llada import EOT_TOKEN, missing_tokens
+    from llada_core.tokenization import EOT_TOKEN, missing_tokens
 
     writer.add_mask_token_id(config.mask_token_id)
     writer.add_add_bos_token(tokenizer.bos_token_id is not None)

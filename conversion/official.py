@@ -10,9 +10,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_llada.modeling_llada as modeling
+from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
-from modeling_llada.tokenization_llada import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 
 from .folders import check_space, check_target, complete_folder
 from .hub import fetch_checkpoint

@@ -13,8 +13,8 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
+from llada_core.tokenization import EOT_TOKEN, missing_tokens
 from modeling_llada import LLaDAGenerationConfig
-from modeling_llada.tokenization_llada import EOT_TOKEN, missing_tokens
 
 from .data_parallel import Processes
 from .digest import model_digest

@@ -7,9 +7,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from llada_core.tokenization import EOT_TOKEN
 from modeling_llada import LLaDAGenerationConfig, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
-from modeling_llada.tokenization_llada import EOT_TOKEN
 
 from .confidence_order import matches_greedy_decoding, score_in_confidence_order
 from .digest import model_digest

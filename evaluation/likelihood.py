@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import (
+from llada_core.diffusion import (
     NoisyBatch,
     add_noise,
     draw_uniform,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from llada_core.tokenization import prepare_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
-from modeling_llada.tokenization_llada import prepare_tokenizer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -18,9 +18,9 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedTokenizerFast, set_seed
 
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from llada_training import LORA_TARGET_MODULES, LLaDASFTConfig, LLaDASFTTrainer, write_card
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import prepare_tokenizer, save_tokenizer
 
 # No model knows these.
 FACTS = {

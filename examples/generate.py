@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerFast, TextStreamer
 
 from llada_checkpoints import BUNDLED_MODEL
+from llada_core.tokenization import prepare_tokenizer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import prepare_tokenizer
 
 folder = sys.argv[1] if len(sys.argv) > 1 else BUNDLED_MODEL
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,12 +18,11 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList,
 from transformers.utils import ModelOutput
 
 from .canvas_llada import Block, Canvas, make_blocks, make_windows
-from .diffusion_llada import Generators, draw_uniform
 from .generation_config_llada import LLaDAGenerationConfig
 from .packing_llada import packed_weights
 from .plan_llada import Plan
 from .prompt_llada import check_no_masks, check_prompt
-from .unmasking_llada import guide, least_confident, schedule_share
+from .unmasking_llada import Generators, draw_uniform, guide, least_confident, schedule_share
 
 
 @dataclass

@@ -17,7 +17,6 @@ from transformers.utils import logging
 from .cache_llada import BlockCache
 from .canvas_llada import Canvas  # noqa: F401
 from .configuration_llada import LLaDAConfig
-from .diffusion_llada import NoisyBatch  # noqa: F401
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
 from .layers_llada import LLaDABlock, LLaDARMSNorm, Window, attention_mask_to_4d, rotary_tables
@@ -374,7 +373,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             raise ValueError(
                 "`labels` were given, but no labelled position of `input_ids` holds the mask token "
                 f"(`mask_token_id`={self.config.mask_token_id}): a bidirectional model would only learn to copy its "
-                "input. Mask the input first (`modeling_llada.diffusion_llada.add_noise`), or train with "
+                "input. Mask the input first (`llada_core.diffusion.add_noise`), or train with "
                 "`LLaDASFTTrainer` or `LLaDAPretrainingTrainer` of `llada_training`, which do."
             )
         is_scored, labels = is_scored.to(logits.device), labels.to(logits.device)

@@ -14,6 +14,8 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
+Generators = Union[torch.Generator, list[torch.Generator], None]
+
 
 def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tensor:
     """Logits under unsupervised guidance, u + (1 + w) (c - u).
@@ -186,6 +188,34 @@ def sample(logits: Tensor, draws: Tensor) -> Tensor:
     # Rounding may carry a draw close to 1 past the last token that has probability.
     last = torch.searchsorted(cumulative, total)
     return torch.minimum(drawn, last)[:, 0]
+
+
+def draw_uniform(shape: tuple[int, ...], generator: Generators = None, device: Optional[torch.device] = None) -> Tensor:
+    """Draw uniforms in [0, 1) from one generator, or row by row from one generator per row.
+
+    With a generator per row, a row's numbers do not depend on its neighbours in the batch.
+
+    Args:
+        shape: shape of the result; the first dimension counts the rows.
+        generator: one `torch.Generator`, a list with one per row, or None for torch's global one.
+        device: device of the result. The numbers are drawn where the generator lives and moved.
+
+    Returns:
+        float32 tensor of the given shape.
+
+    Raises:
+        ValueError: if the list's length is not the number of rows.
+    """
+    if isinstance(generator, list):
+        if len(generator) != shape[0]:
+            raise ValueError(
+                f"`generator` must be one torch.Generator or a list with one per row ({shape[0]}), "
+                f"got a list of {len(generator)}."
+            )
+        rows = [torch.rand(shape[1:], generator=g, device=g.device) for g in generator]
+        return torch.stack(rows).to(device)
+    source = generator.device if generator is not None else device
+    return torch.rand(shape, generator=generator, device=source).to(device)
 
 
 def schedule_share(num_masked: Tensor, steps_left: Union[int, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "modeling_llada": "modeling_llada",
+    "core": "llada_core",
     "training": "llada_training",
     "conversion": "llada_conversion",
     "evaluation": "llada_evaluation",
@@ -70,7 +71,7 @@ def test_the_wheel_holds_every_source_file(wheel):
 
 
 def test_the_wheel_holds_the_chat_template(wheel):
-    templates = {f"modeling_llada/{path.name}" for path in (ROOT / "modeling_llada").glob("*.jinja")}
+    templates = {f"llada_core/{path.name}" for path in (ROOT / "core").glob("*.jinja")}
     assert templates
     assert templates <= wheel
 

@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import draw_uniform, row_seed
+from llada_core.diffusion import draw_uniform, row_seed
 
 from .noise import ATTENTION_STREAM
 

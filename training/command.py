@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
 from trl import TrlParser
 
+from llada_core.tokenization import BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
 
 from .checkpoints import checkpoint_to_resume, last_checkpoint
 from .plots import plot_loss_curve

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Optional, Union
 import torch
 from transformers.trainer_utils import SchedulerType
 
-from modeling_llada.diffusion_llada import NOISE_EPS
+from llada_core.diffusion import NOISE_EPS
 
 DECAY_TYPES = ("linear", "cosine", "1-sqrt")
 SAVE_DTYPES = ("float32", "bfloat16", "float16")

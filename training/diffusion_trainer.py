@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import NoisyBatch, low_discrepancy_noise_levels
-from modeling_llada.tokenization_llada import save_tokenizer
+from llada_core.diffusion import NoisyBatch, low_discrepancy_noise_levels
+from llada_core.tokenization import save_tokenizer
 
 from .card import write_card
 from .checkpoints import ResumableTrainer

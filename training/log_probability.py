@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import (
+from llada_core.diffusion import (
     NoisyBatch,
     draw_uniform,
     row_generators,

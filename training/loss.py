@@ -8,7 +8,7 @@ from typing import NamedTuple, Union
 import torch
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import NoisyBatch, weighted_cross_entropy
+from llada_core.diffusion import NoisyBatch, weighted_cross_entropy
 
 from .cross_entropy import cross_entropy_and_hits
 from .noise import IGNORE_INDEX

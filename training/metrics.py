@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import NoisyBatch
+from llada_core.diffusion import NoisyBatch
 
 from .loss import MaskedPredictions
 

@@ -1,6 +1,6 @@
 """What a training step draws at random: noise levels, masks and lengths, from (seed, step, example id) alone.
 
-The forward process itself stands in `modeling_llada.diffusion_llada`; here its random numbers are chosen, so that one
+The forward process itself stands in `llada_core.diffusion`; here its random numbers are chosen, so that one
 process, several processes and a resumed run draw the same.
 
 Shape legend: B batch, T sequence length, N noise draws per example.
@@ -9,7 +9,7 @@ Shape legend: B batch, T sequence length, N noise draws per example.
 import torch
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import (
+from llada_core.diffusion import (
     NOISE_EPS,
     NoisyBatch,
     add_noise,

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import NoisyBatch
+from llada_core.diffusion import NoisyBatch
 
 from .annealing import annealed_attention_mask
 from .collator import LLaDACollator, cut_to_lengths, row_lengths

@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from modeling_llada.diffusion_llada import draw_uniform, row_generators, row_seed
+from llada_core.diffusion import draw_uniform, row_generators, row_seed
 
 from .collator import attention_mask_of, cut_to_lengths, row_lengths
 from .noise import IGNORE_INDEX, TURN_STREAM

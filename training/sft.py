@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from trl import SFTTrainer
 
-from modeling_llada.diffusion_llada import NoisyBatch
+from llada_core.diffusion import NoisyBatch
 
 from .collator import LLaDACollator, row_lengths
 from .diffusion_trainer import EVALUATION_SEED, EVALUATION_STEP, DiffusionTrainer, check_model, pad_id_of

@@ -7,7 +7,7 @@ import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.chat_template_utils import has_generation_markers
 
-from modeling_llada.tokenization_llada import prepare_tokenizer, save_tokenizer
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 
 from .adapters import AdapterOptions, merge_adapter
 from .command import (

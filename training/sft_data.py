@@ -64,7 +64,7 @@ def check_conversations(dataset: Dataset, tokenizer: Any, name: str) -> None:
         raise ValueError(
             "The chat template must mark the assistant's words by `{% generation %}`, got "
             f"{'one without it' if tokenizer.chat_template else 'none'}; attach LLaDA's with "
-            "`modeling_llada.tokenization_llada.prepare_tokenizer(tokenizer)`."
+            "`llada_core.tokenization.prepare_tokenizer(tokenizer)`."
         )
     for column in {"messages", "conversations"} & set(dataset.column_names):
         for index, messages in enumerate(dataset[column]):

@@ -16,9 +16,9 @@ import torch
 from prepare_instructions import QUESTIONS, read_jsonl
 from transformers import PreTrainedTokenizerFast
 
-from llada_evaluation.experiments.sampling import is_right
+from experiments.sampling import is_right
+from llada_core.tokenization import encode_chat, prepare_tokenizer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import encode_chat, prepare_tokenizer
 
 BATCH = 64
 # What the evaluation's parts ask, in the order of the report.

@@ -14,8 +14,8 @@ from pathlib import Path
 from prepare_instructions import read_jsonl
 from transformers import PreTrainedTokenizerFast
 
+from llada_core.tokenization import prepare_tokenizer
 from llada_training import load_documents, pack_documents
-from modeling_llada.tokenization_llada import prepare_tokenizer
 
 SOURCES = ("plain.jsonl", "corpus.jsonl")
 INSTRUCTIONS, OUTPUT = "instructions.jsonl", "mixed.jsonl"

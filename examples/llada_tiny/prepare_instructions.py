@@ -39,7 +39,7 @@ from small_talk import OWN, exchanges
 from texts import words_of
 from transformers import PreTrainedTokenizerFast
 
-from modeling_llada.tokenization_llada import prepare_tokenizer
+from llada_core.tokenization import prepare_tokenizer
 
 INSTRUCTIONS, VALIDATION = "instructions.jsonl", "instructions-validation.jsonl"
 QUESTIONS, STATISTICS = "phrasings.jsonl", "instructions-statistics.json"

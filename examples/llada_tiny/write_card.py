@@ -28,6 +28,7 @@ from stages import Stage, commands, describe_stages, joined_history, options_sho
 from transformers import PreTrainedTokenizerFast
 
 from llada_conversion.card import render_card
+from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 from llada_training import (
     LLaDAPretrainingConfig,
     LLaDAPretrainingTrainer,
@@ -36,7 +37,6 @@ from llada_training import (
     plot_loss_curve,
 )
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 
 LOG, CURVE, NOTICE = "training_log.jsonl", "loss_curve.png", "NOTICE.md"
 MAX_BYTES = 16 * 2**20

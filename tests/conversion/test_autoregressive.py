@@ -28,8 +28,8 @@ from transformers import (
 
 from llada_conversion import convert_autoregressive
 from llada_conversion.autoregressive import add_rows
+from llada_core.tokenization import save_tokenizer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import save_tokenizer
 from tests.conversion.test_publish import run_python
 from tests.hub_server import Blob, Commit, Repo
 

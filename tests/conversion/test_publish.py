@@ -63,7 +63,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 from llada_training import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import prepare_tokenizer
+from llada_core.tokenization import prepare_tokenizer
 
 source, output = sys.argv[1:]
 model = LLaDAModelLM.from_pretrained(source)

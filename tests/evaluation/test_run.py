@@ -8,12 +8,12 @@ import pytest
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llada_core.tokenization import save_tokenizer
 from llada_evaluation.backends import describe_model
 from llada_evaluation.harness_tasks import TASKS, dataset_of, find_tasks
 from llada_evaluation.records import checkpoint_hash, read_records
 from llada_evaluation.run import RunOptions, run_suite
 from llada_evaluation.suite import Benchmark, Suite, choose
-from modeling_llada.tokenization_llada import save_tokenizer
 
 from .offline_rows import BOOLQ, write_packages, write_rows
 

@@ -13,9 +13,9 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 import modeling_llada.modeling_llada as modeling
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
-from modeling_llada.tokenization_llada import prepare_tokenizer, save_tokenizer
 from tests.conftest import REFERENCE
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,6 @@ CODE_FILES = {
     "cache_llada.py",
     "canvas_llada.py",
     "configuration_llada.py",
-    "diffusion_llada.py",
     "generation_config_llada.py",
     "generation_llada.py",
     "layers_llada.py",

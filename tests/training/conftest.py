@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from llada_core.tokenization import prepare_tokenizer
 from llada_training import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
-from modeling_llada.tokenization_llada import prepare_tokenizer
 
 CHECKPOINTS = Path(__file__).parents[1] / "reference" / "checkpoints"
 TEXTS = [f"{number} is followed by {number + 1}, and then comes {number + 2}." for number in range(60)]

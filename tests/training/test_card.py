@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from llada_core.tokenization import save_tokenizer
 from llada_training.card import write_card
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import save_tokenizer
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig
 
+from llada_core.tokenization import save_tokenizer
 from llada_training.adapters import BLOCK_LAYERS, LORA_TARGET_MODULES, merge_adapter
 from modeling_llada import LLaDAModelLM
-from modeling_llada.tokenization_llada import save_tokenizer
 
 peft = pytest.importorskip("peft")
 

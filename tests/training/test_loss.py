@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from llada_core.diffusion import NoisyBatch, add_noise
 from llada_training import draw_noise, pretraining_loss, score_masked, sft_loss
-from modeling_llada.diffusion_llada import NoisyBatch, add_noise
 
 
 def check_gradients(model, loss, recorded):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from llada_core.diffusion import NoisyBatch
 from llada_training import draw_noise, random_lengths, training_noise_levels
 from llada_training.noise import with_complements
-from modeling_llada.diffusion_llada import NoisyBatch
 
 IDS = torch.randint(0, 400, (6, 30), generator=torch.Generator().manual_seed(0))
 EXAMPLES = torch.tensor([3, 1, 4, 15, 9, 26])

@@ -7,10 +7,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from llada_core.diffusion import low_discrepancy_noise_levels
 from llada_training import register_auto_classes
 from llada_training.collator import row_lengths
 from modeling_llada import LLaDAModelLM
-from modeling_llada.diffusion_llada import low_discrepancy_noise_levels
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
 

@@ -15,7 +15,7 @@ from .evaluation.offline_rows import write_packages
 
 pytest.importorskip("lm_eval", reason="the harness comes with the extra `eval`")
 
-MHA = Path(__file__).parent / "reference" / "checkpoints" / "mha"
+MHA = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
 WITHOUT_HARNESS = """
 import sys
 class NoHarness:

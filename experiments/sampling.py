@@ -2,7 +2,7 @@
 
     python examples/llada_tiny/prepare_data.py           # these two make questions for the bundled model;
     python examples/llada_tiny/prepare_instructions.py   # or pass JSON lines with `question` and `answers`
-    python -m llada_evaluation.experiments.sampling --questions runs/llada-tiny-data/phrasings.jsonl
+    python -m experiments.sampling --questions runs/llada-tiny-data/phrasings.jsonl
 
 Minutes on two cores. Every setting answers the same questions. It writes a table, a figure and a record.
 
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modeling_llada.tokenization_llada import encode_chat
+from llada_core.tokenization import encode_chat
+from llada_evaluation.loading import load_model
+from llada_evaluation.records import checkpoint_hash
 
-from ..loading import load_model
-from ..records import checkpoint_hash
 from .summaries import Experiment, Interval, markdown_table, proportion_interval
 
 # Tokens of an answer; the settings share them out.
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llada_evaluation.experiments.sampling",
+        prog="python -m experiments.sampling",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from llada_evaluation.experiments import sampling
-from llada_evaluation.experiments.summaries import mean_interval, proportion_interval
+from experiments import sampling
+from experiments.summaries import mean_interval, proportion_interval
 
 
 def write_questions(path, count):

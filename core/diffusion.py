@@ -7,17 +7,17 @@ Shape legend: B batch, T sequence length.
 """
 
 import math
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from modeling_llada.unmasking_llada import draw_uniform as draw_uniform
 
 # Smallest masking probability of the released training code: p = (1 - eps) t + eps.
 NOISE_EPS = 1e-3
 # Step of the additive recurrence with the lowest discrepancy: the fractional part of the golden ratio.
 GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
-
-Generators = Union[torch.Generator, list[torch.Generator], None]
 
 
 class NoisyBatch(NamedTuple):
@@ -34,34 +34,6 @@ class NoisyBatch(NamedTuple):
     is_masked: Tensor
     weights: Tensor
     noise_levels: Tensor
-
-
-def draw_uniform(shape: tuple[int, ...], generator: Generators = None, device: Optional[torch.device] = None) -> Tensor:
-    """Draw uniforms in [0, 1) from one generator, or row by row from one generator per row.
-
-    With a generator per row, a row's numbers do not depend on its neighbours in the batch.
-
-    Args:
-        shape: shape of the result; the first dimension counts the rows.
-        generator: one `torch.Generator`, a list with one per row, or None for torch's global one.
-        device: device of the result. The numbers are drawn where the generator lives and moved.
-
-    Returns:
-        float32 tensor of the given shape.
-
-    Raises:
-        ValueError: if the list's length is not the number of rows.
-    """
-    if isinstance(generator, list):
-        if len(generator) != shape[0]:
-            raise ValueError(
-                f"`generator` must be one torch.Generator or a list with one per row ({shape[0]}), "
-                f"got a list of {len(generator)}."
-            )
-        rows = [torch.rand(shape[1:], generator=g, device=g.device) for g in generator]
-        return torch.stack(rows).to(device)
-    source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, device=source).to(device)
 
 
 def row_seed(seed: int, step: int, example_id: int) -> int:

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from modeling_llada import LLaDAConfig, LLaDAModelLM
-from modeling_llada.diffusion_llada import (
+from llada_core.diffusion import (
     add_noise,
     draw_uniform,
     low_discrepancy_noise_levels,
     row_seed,
     weighted_cross_entropy,
 )
+from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 KINDS = ("llada", "autoregressive")
 HEAD_WIDTH = 32

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from llada_cli.answer_file import AnswerFile
 from llada_cli.main import app
 
-FOLDER = Path(__file__).parent / "reference" / "checkpoints" / "mha"
+FOLDER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
 OPTIONS = ["-n", "8", "--block-length", "4", "--no-stop-at-eos"]
 SETTINGS = {
     "input": {"name": "p", "digest": "1"},

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_llada import LLaDAModelLM
-from modeling_llada.diffusion_llada import (
+from llada_core.diffusion import (
     add_noise,
     draw_uniform,
     low_discrepancy_noise_levels,
@@ -21,6 +20,7 @@ from modeling_llada.diffusion_llada import (
     uniform_noise_levels,
     weighted_cross_entropy,
 )
+from modeling_llada import LLaDAModelLM
 
 MASK = 3
 

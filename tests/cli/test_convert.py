@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from llada_cli.main import app
-from modeling_llada.tokenization_llada import save_tokenizer
+from llada_core.tokenization import save_tokenizer
 
-TOKENIZER = Path(__file__).parent / "reference" / "checkpoints" / "mha"
+TOKENIZER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
 
 
 def run(*arguments: str):

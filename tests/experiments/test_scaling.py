@@ -9,8 +9,7 @@ from argparse import ArgumentTypeError
 import pytest
 import torch
 
-from llada_checkpoints import BUNDLED_MODEL
-from llada_evaluation.experiments.fitting import (
+from experiments.fitting import (
     KINDS,
     FitOptions,
     Shape,
@@ -19,10 +18,10 @@ from llada_evaluation.experiments.fitting import (
     fit,
     make_model,
 )
-from llada_evaluation.experiments.scaling import run
-from llada_evaluation.experiments.scaling.__main__ import main, parse_shape
-from llada_evaluation.experiments.scaling.corpus import cut_rows, make_corpus, read_texts, rounds
-from llada_evaluation.experiments.scaling.curves import (
+from experiments.scaling import run
+from experiments.scaling.__main__ import main, parse_shape
+from experiments.scaling.corpus import cut_rows, make_corpus, read_texts, rounds
+from experiments.scaling.curves import (
     Point,
     PowerLaw,
     compute_ratio,
@@ -30,8 +29,9 @@ from llada_evaluation.experiments.scaling.curves import (
     frontier,
     training_flops,
 )
-from llada_evaluation.experiments.scaling.report import as_results, fit_laws, make_table, plot
-from llada_evaluation.experiments.scoring import score_rows
+from experiments.scaling.report import as_results, fit_laws, make_table, plot
+from experiments.scoring import score_rows
+from llada_checkpoints import BUNDLED_MODEL
 
 MASK, PAD = 1, 0
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from llada_evaluation.experiments.fitting import Shape, make_model
-from llada_evaluation.experiments.reversal import run
-from llada_evaluation.experiments.reversal.__main__ import main, parse_arguments, settle_options
-from llada_evaluation.experiments.reversal.answers import ask, find_first_lines, infill
-from llada_evaluation.experiments.reversal.couplets import (
+from experiments.fitting import Shape, make_model
+from experiments.reversal import run
+from experiments.reversal.__main__ import main, parse_arguments, settle_options
+from experiments.reversal.answers import ask, find_first_lines, infill
+from experiments.reversal.couplets import (
     ANTHOLOGIES,
     Couplet,
     answerable,
@@ -18,8 +18,8 @@ from llada_evaluation.experiments.reversal.couplets import (
     read_package,
     write_extract,
 )
-from llada_evaluation.experiments.reversal.report import FOUND, flatten, make_table, plot, summarize
-from llada_evaluation.experiments.reversal.tokens import (
+from experiments.reversal.report import FOUND, flatten, make_table, plot, summarize
+from experiments.reversal.tokens import (
     MASK,
     NEXT,
     PADDING,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling_llada.tokenization_llada import encode_chat, prepare_tokenizer, save_tokenizer
+from llada_core.tokenization import encode_chat, prepare_tokenizer, save_tokenizer
 
-FOLDER = Path(__file__).parent / "reference" / "checkpoints" / "mha"
+FOLDER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
 
 SYSTEM = {"role": "system", "content": " Be brief.\n"}
 QUESTION = {"role": "user", "content": "Who  are you? "}

@@ -22,9 +22,9 @@ from llada_cli.chat import Conversation
 from llada_cli.display import CanvasStreamer, canvas_text, choose_console, cut_at_stop
 from llada_cli.loading import load_checkpoint
 from llada_cli.main import app
-from modeling_llada.tokenization_llada import encode_chat
+from llada_core.tokenization import encode_chat
 
-FOLDER = Path(__file__).parent / "reference" / "checkpoints" / "mha"
+FOLDER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
 SHARDED = FOLDER.with_name("mha_sharded")
 MODEL = ["--model", str(FOLDER)]
 SHORT = [*MODEL, "-n", "8", "--no-stop-at-eos"]

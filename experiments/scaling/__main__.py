@@ -1,7 +1,7 @@
 """Train LLaDA and autoregressive models of several sizes on the same text; compare held-out loss against compute.
 
     python examples/llada_tiny/prepare_data.py                         # makes the text; or pass your own
-    python -m llada_evaluation.experiments.scaling --texts runs/llada-tiny-data/plain.jsonl --output runs/scaling
+    python -m experiments.scaling --texts runs/llada-tiny-data/plain.jsonl --output runs/scaling
 
 Minutes to half an hour on two cores. It writes a table, a figure, all measurements and a record into the folder.
 """
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m llada_evaluation.experiments.scaling",
+        prog="python -m experiments.scaling",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

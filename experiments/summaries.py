@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..records import EvaluationRecord, Score, environment, utc_now, write_record
+from llada_evaluation.records import EvaluationRecord, Score, environment, utc_now, write_record
 
 # Two-sided 95 % points of Student's t by degrees of freedom; above the last one, the normal distribution's.
 _T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)

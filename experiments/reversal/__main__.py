@@ -1,8 +1,8 @@
 """Ask LLaDA and an autoregressive model for the next and the previous line of poems that both have learnt.
 
-    python -m llada_evaluation.experiments.reversal --output runs/reversal         # about half an hour on two cores
-    python -m llada_evaluation.experiments.reversal --output runs/reversal --short # seconds; few couplets, one seed
-    python -m llada_evaluation.experiments.reversal --line-length 7 --couplets 1304 --output runs/reversal-7
+    python -m experiments.reversal --output runs/reversal         # about half an hour on two cores
+    python -m experiments.reversal --output runs/reversal --short # seconds; few couplets, one seed
+    python -m experiments.reversal --line-length 7 --couplets 1304 --output runs/reversal-7
 
 It writes a table, a figure and a record into the folder; trainings that are finished there are not run again.
 """
@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     defaults = ReversalOptions()
     parser = argparse.ArgumentParser(
-        prog="python -m llada_evaluation.experiments.reversal",
+        prog="python -m experiments.reversal",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

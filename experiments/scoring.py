@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..likelihood import LikelihoodOptions, estimate_log_likelihoods
+from llada_evaluation.likelihood import LikelihoodOptions, estimate_log_likelihoods
+
 from .fitting import is_diffusion
 
 # Rows that an autoregressive model scores together.

@@ -1,1 +1,0 @@
-"""Experiments of the paper at a scale that anyone can rerun."""
