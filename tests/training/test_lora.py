@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig
 from llada_core.tokenization import save_tokenizer
 from llada_training.adapters import BLOCK_LAYERS, LORA_TARGET_MODULES, merge_adapter
 from modeling_llada import LLaDAModelLM
+from tests.helpers import run_stranger
 
 peft = pytest.importorskip("peft")
 
