@@ -80,7 +80,7 @@ $(CORE_READY): pyproject.toml constraints/newest.txt
 $(READY): $(CORE_READY)
 	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev])
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
-	@$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
+	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."
 	$(call finish,$(VENV),.core-ready .ready)
 
@@ -92,7 +92,8 @@ comma := ,
 
 # $(call install,ENVIRONMENT,CONSTRAINTS,PROJECT[EXTRAS]), then $(call finish,ENVIRONMENT,MARKERS). The file .incomplete
 # lies in an environment while it is worked on, and the markers do not: one that was interrupted is made afresh. The
-# build tool is pinned and installed first, so that the build needs no other.
+# build tool is pinned and installed first, so that the build needs no other; most files are never imported, so none is
+# compiled beforehand.
 define install
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTHON)".split("."))))' 2>/dev/null || { \
 	echo "Python $(MIN_PYTHON) or newer is needed, but $(PYTHON) is" \
@@ -103,8 +104,8 @@ define install
 fi
 @touch $(1)/.incomplete && rm -f $(1)/.core-ready $(1)/.ready
 @echo "Installing $(3) into $(1), versions from $(2) …"
-@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) setuptools wheel
-@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) --no-build-isolation --editable "$(3)"
+@$(1)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint $(2) setuptools wheel
+@$(1)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint $(2) --no-build-isolation --editable "$(3)"
 @$(1)/bin/python -m pip check
 endef
 

@@ -1,9 +1,11 @@
 """Shared fixtures: the tiny official checkpoints, and what the official code computed on them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from transformers import dynamic_module_utils
 
 from llada_core.host import avoid_broken_amx
 from modeling_llada import LLaDAConfig, LLaDAModelLM
@@ -24,6 +26,16 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         target.parent.mkdir(exist_ok=True)
         lines = [f"{report.duration:8.2f} s {report.when:8} {report.nodeid}\n" for report in reports[:count]]
         target.write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_remote_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep copies of remote code apart: test processes side by side would write the same files of the user's cache."""
+    folder = str(tmp_path_factory.mktemp("remote-code"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", folder)
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session", params=["mha", "tied"])

@@ -1,10 +1,16 @@
-"""What several test files share: places, and processes that know nothing of this package."""
+"""What several test files share: places, scripts run in this process, processes that know nothing of this package."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 import transformers
 
 from llada_core.host import VARIABLE
@@ -35,6 +41,40 @@ def other_python() -> Path:
     if not python.exists():
         pytest.skip(f"{name} is not there; `make setup setup-optimum` makes both environments")
     return python
+
+
+def run_script(script: Path, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script as `python SCRIPT ARGUMENTS` does, but in this process, which has torch loaded already.
+
+    The working folder, `sys.path`, environment variables, number of threads and random state are those of before
+    afterwards, and the script's neighbours are forgotten. An exception of the script is not caught.
+
+    Args:
+        script: the file.
+        arguments: what follows it on the command line.
+        folder: where to run; the present folder unless given.
+    """
+    shown, errors, code = io.StringIO(), io.StringIO(), 0
+    threads, neighbours = torch.get_num_threads(), {path.stem for path in script.parent.glob("*.py")}
+    with (
+        contextlib.chdir(folder or Path.cwd()),
+        mock.patch.object(sys, "argv", [str(script), *arguments]),
+        mock.patch.object(sys, "path", [str(script.parent), *sys.path]),
+        mock.patch.dict(os.environ),
+        torch.random.fork_rng(devices=[]),
+        contextlib.redirect_stdout(shown),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            errors.write(end.code if isinstance(end.code, str) else "")
+        finally:
+            torch.set_num_threads(threads)
+            for name in neighbours & set(sys.modules):
+                del sys.modules[name]
+    return subprocess.CompletedProcess([str(script), *arguments], code, shown.getvalue(), errors.getvalue())
 
 
 def run_stranger(python: Path | str, work: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

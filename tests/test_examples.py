@@ -17,8 +17,8 @@ from huggingface_hub import ModelCard
 
 from llada_conversion.card import render_card
 from modeling_llada.generation_config_llada import DEFAULTS
+from tests.helpers import ROOT, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 CODE_FOLDERS = (
     "modeling_llada",
     "training",
@@ -67,6 +67,13 @@ def run(*command: str, folder: Path) -> str:
     return done.stdout
 
 
+def run_example(name: str, *arguments: str, folder: Path) -> str:
+    """Run a script of examples/ in this process, and return what it printed."""
+    done = run_script(ROOT / "examples" / name, *arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def blocks(document: str, language: str) -> list[str]:
     """The document's code blocks in a language, without those marked `no-run`."""
     text = (ROOT / document).read_text(encoding="utf-8")
@@ -96,15 +103,14 @@ def test_the_command_lines_of_the_readme_run(folder) -> None:
 
 @pytest.mark.slow
 def test_the_generation_example_runs(folder) -> None:
-    output = run(sys.executable, str(ROOT / "examples" / "generate.py"), folder=folder)
+    output = run_example("generate.py", folder=folder)
     for part in ("Greedy", "passes of the model", "Drawn", "Guided", "Infilled", "Streamed"):
         assert part in output
 
 
 @pytest.mark.slow
 def test_the_pretraining_example_learns_its_sentences(folder) -> None:
-    script = str(ROOT / "examples" / "pretrain_from_scratch.py")
-    output = run(sys.executable, script, "--output", "toy", "--steps", "600", folder=folder)
+    output = run_example("pretrain_from_scratch.py", "--output", "toy", "--steps", "600", folder=folder)
     assert "the frog sings beside the pond" in output
     assert "the owl hunts mice in the dark" in output
     assert (folder / "toy" / "model.safetensors").exists()
@@ -113,7 +119,7 @@ def test_the_pretraining_example_learns_its_sentences(folder) -> None:
 @pytest.mark.slow
 @pytest.mark.newest_only
 def test_the_lora_example_learns_its_facts_and_merges_them(folder) -> None:
-    output = run(sys.executable, str(ROOT / "examples" / "finetune_lora.py"), "--output", "lora", folder=folder)
+    output = run_example("finetune_lora.py", "--output", "lora", folder=folder)
     before, adapted, merged = (part.splitlines() for part in re.split(r"\n.*reloaded.*\n", output))
     for fact in ("The ship is called the Silver Heron.", "The cook makes fish soup with onions."):
         assert [any(fact in line for line in part) for part in (before, adapted, merged)] == [False, True, True]
@@ -184,9 +190,9 @@ def finished_run(folder) -> tuple[Path, Path]:
 
 @pytest.mark.slow
 def test_a_finished_run_becomes_a_folder_with_a_card_that_loads_as_the_card_says(finished_run, folder) -> None:
-    script = str(ROOT / "examples" / "llada_tiny" / "write_card.py")
     run_folder, data = (str(path) for path in finished_run)
-    run(sys.executable, script, "--run", run_folder, "--data", data, "--output", "model", folder=folder)
+    places = ["--run", run_folder, "--data", data, "--output", "model"]
+    run_example("llada_tiny/write_card.py", *places, folder=folder)
     card = ModelCard((folder / "model" / "README.md").read_text(encoding="utf-8"))
     assert card.data.to_dict()["library_name"] == "transformers"
     for part in ("Usage", "Training data", "Training procedure", "Evaluation", "Samples", "Limits"):
