@@ -1,11 +1,11 @@
 """`llada evaluate`: suites of benchmarks, and what is done with their records; imports what it needs when it runs."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from llada_core.lazy import requires_extra
 
 from .options import MODEL_OPTIONS, reports_errors, takes
 
@@ -72,14 +72,17 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
-    with _needs_harness():
+    with requires_extra("eval", "Evaluation"):
         from lm_eval.utils import simple_parse_args_string
 
+        from llada_conversion import load_exported
+        from llada_core.loading import use_exported_loader
         from llada_evaluation.run import RunOptions, run_suite
         from llada_evaluation.suite import choose
     from .scores import print_records
 
     _quiet_libraries()
+    use_exported_loader(load_exported)
     options = RunOptions(
         output=output,
         model=model_options.pop("model", None),
@@ -146,12 +149,3 @@ def _quiet_libraries() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-@contextlib.contextmanager
-def _needs_harness() -> Iterator[None]:
-    """Say how to install a package that is not there."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ImportError(f"Evaluation needs `{error.name}`; install it with: pip install 'llada-hf[eval]'") from error

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
+    "llada": "llada",
     "modeling_llada": "modeling_llada",
     "core": "llada_core",
     "training": "llada_training",
