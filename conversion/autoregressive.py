@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
+from llada_core.loading import DTYPES, complete_options
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .autoregressive_config import llada_config, read_source_config
@@ -17,7 +18,6 @@ from .folders import check_space, check_target, complete_folder
 from .hub import CHECKPOINT_FILES, DESCRIPTIONS, fetch_checkpoint
 from .layout import llada_name
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -77,7 +77,7 @@ def convert_autoregressive(
         weights[name] = add_rows(weights[name], new_ids, init_id)
     config = llada_config(source_config, tokenizer, weights[EMBEDDING].shape[0])
     model = _build_model(config, {llada_name(name): tensor for name, tensor in weights.items()})
-    model.generation_config = model.generation_config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    model.generation_config = complete_options(model.generation_config, tokenizer)
     check_space(target, sum(parameter.nbytes for parameter in model.parameters()))
     with complete_folder(target, force) as scratch:
         model.save_pretrained(scratch)

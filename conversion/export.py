@@ -10,11 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
+from llada_core.loading import load_model
 from llada_core.tokenization import save_tokenizer
-from modeling_llada import LLaDAModelLM
 
 from . import export_onnx, export_openvino
 from .folders import check_space, check_target, complete_folder
@@ -81,7 +80,7 @@ def export_model(
     check_target(target, force, source=folder)
     read_config(folder)
     problem = optimum_problem(runtime)
-    model: Any = LLaDAModelLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = load_model(folder, dtype="float32").eval()
     files = [exporter.FULL_FILE, exporter.BLOCK_FILE] if with_block_graph else [exporter.FULL_FILE]
     check_space(target, len(files) * sum(p.numel() * p.element_size() for p in model.parameters()))
     with complete_folder(target, force) as scratch, _quietly():
