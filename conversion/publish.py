@@ -1,7 +1,6 @@
 """Publishes a model or a LoRA adapter on the Hub: everything it needs, in one commit, private unless asked."""
 
 import json
-import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -9,15 +8,14 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from .card import fill_card
-from .card_facts import CardFacts
-from .hub import hub_errors
+from llada_core.card import CardFacts, published_card
+from llada_core.hub import hub_errors, is_hub_id
+
 from .official import check_tensors, code_files, read_config
 from .publish_files import select_files
 from .weights import INDEX_NAME, is_sharded, read_header, stored_tensors, weight_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights that would be read in place of newer ones if they stayed in the repository, by kind of upload.
 _WEIGHTS = {
     "model": ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*"),
@@ -62,7 +60,7 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
         FileNotFoundError: if there is no such folder.
     """
     folder, facts = Path(folder).expanduser(), facts or CardFacts()
-    if not _REPO_ID.fullmatch(repo_id):
+    if not is_hub_id(repo_id, with_owner=True):
         raise ValueError(f"`repo_id` must be user/name, got {repo_id!r}.")
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder `{folder}`; name the folder of a model or an adapter.")
@@ -82,7 +80,7 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
     strays = [name for name in files if ".safetensors" in name and name not in weights]
     files = {name: content for name, content in files.items() if name not in strays}
     num_parameters = sum(tensor.num_elements for tensor in tensors.values())
-    files["README.md"] = fill_card(folder, repo_id, facts, num_parameters, is_adapter).encode()
+    files["README.md"] = published_card(folder, repo_id, facts, num_parameters, is_adapter).encode()
     left_out = (*selection.left_out, *strays)
     return Upload(repo_id, "adapter" if is_adapter else "model", dict(sorted(files.items())), left_out)
 
@@ -139,7 +137,7 @@ def _published_adapter_config(folder: Path, base_model: str | None) -> dict[str,
         raise ValueError(f"The adapter `{folder}` lacks {ADAPTER_WEIGHTS}; save it again.")
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = base_model or config.get("base_model_name_or_path")
-    if not base or not _REPO_ID.fullmatch(base) or Path(base).exists():
+    if not is_hub_id(base, with_owner=True) or Path(base).exists():
         raise ValueError(
             f"The adapter `{folder}` must name a base model on the Hub, got {base!r}, which nobody else has; pass "
             "--base-model user/name (and publish that one first)."

@@ -4,8 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llada_core.card import write_card
+
     from .adapters import LORA_TARGET_MODULES, merge_adapter
-    from .card import write_card
     from .collator import LLaDACollator
     from .config import LLaDAPretrainingConfig
     from .data import load_documents, pack_documents
@@ -68,14 +69,15 @@ _HOMES = {
     "sft_loss": "loss",
     "sft_main": "sft_command",
     "training_noise_levels": "noise",
-    "write_card": "card",
+    "write_card": "llada_core.card",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    home = _HOMES[name]
+    return getattr(import_module(home if "." in home else f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:
