@@ -7,8 +7,8 @@ from typing import Any
 _HOMES = {
     "convert_autoregressive": ".autoregressive",
     "convert_official": ".official",
-    "verify_folder": ".verify",
-    "CardFacts": "llada_core.card",
+    "verify_folder": ".official",
+    "CardFacts": ".publish",
     "Upload": ".publish",
     "prepare_upload": ".publish",
     "push_upload": ".publish",

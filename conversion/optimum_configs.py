@@ -1,6 +1,6 @@
 """What Optimum needs to know to export LLaDA: a configuration for each graph, registered for the task `fill-mask`.
 
-Importing this file needs Optimum; see `optimum_support.py`.
+Importing this file needs Optimum; see `runtimes.py`.
 """
 
 from collections.abc import Sequence

@@ -125,7 +125,7 @@ def _is_on_hub(name: Optional[str]) -> bool:
 
 
 def eval_result(
-    benchmark: str, metric: str, value: float, dataset: Optional[str] = None, args: Optional[Mapping[str, Any]] = None
+    benchmark: str, metric: str, value: float, dataset: Optional[str] = None, args: Optional[dict[str, Any]] = None
 ) -> EvalResult:
     """Spell a result as the Hub's metadata.
 
@@ -496,7 +496,7 @@ def _summary(model: Any, is_adapter: bool) -> str:
     )
 
 
-def _usage(trainer: Any, is_adapter: bool) -> dict[str, Optional[str]]:
+def _usage(trainer: Any, is_adapter: bool) -> dict[str, Any]:
     """What the usage example shows beside a completion."""
     tokenizer = trainer.processing_class
     can_infill = getattr(tokenizer, "mask_token", None) and not is_adapter

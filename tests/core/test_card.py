@@ -231,7 +231,9 @@ def test_a_card_without_metadata_gets_a_head(tmp_path) -> None:
 @pytest.mark.parametrize("head", ["a: [", "- a", "model-index: [1]"])
 def test_a_head_that_cannot_be_read_is_refused_and_left_alone(head, tmp_path) -> None:
     path = write(tmp_path, f"---\n{head}\n---\n")
-    with pytest.raises(ValueError, match=r"(?s)The metadata at the head of `.*README\.md` cannot be read \(.*\); correct"):
+    with pytest.raises(
+        ValueError, match=r"(?s)The metadata at the head of `.*README\.md` cannot be read \(.*\); correct"
+    ):
         write_results(record_results(RECORD), tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):
         publish(tmp_path)
