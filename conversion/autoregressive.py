@@ -20,6 +20,7 @@ from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .folders import check_space, check_target, complete_folder
+from .runtimes import require_packages
 from .weights import llada_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -193,14 +194,9 @@ def llada_config(source: Any, tokenizer: PreTrainedTokenizerBase, num_rows: int)
 def _check_gguf(folder: Path, gguf_file: str) -> None:
     if not (folder / gguf_file).is_file():
         raise FileNotFoundError(f"`gguf_file` must be a file in `{folder}`, got {gguf_file!r}, which is not there.")
+    require_packages(["gguf"], extra="gguf", user="`gguf_file`")
     try:
-        reader = import_module("gguf").GGUFReader
-    except ImportError:
-        raise ValueError(
-            "`gguf_file` needs the package `gguf`; install it with: pip install 'llada-hf[gguf]'"
-        ) from None
-    try:
-        reader(folder / gguf_file)
+        import_module("gguf").GGUFReader(folder / gguf_file)
     except Exception as error:  # what it raises depends on where the file ends
         raise ValueError(f"`{gguf_file}` is cut off or not a GGUF file ({error}); download it again.") from error
 

@@ -15,7 +15,7 @@ from modeling_llada import LLaDAConfig, LLaDAGenerationConfig
 from modeling_llada.cache_llada import BlockCache
 from modeling_llada.generation_llada import LLaDAGenerationMixin
 
-from .graphs import KeysAndValues, Runner, block_inputs, block_keys_and_values, empty_past
+from .graphs import KeysAndValues, Runner, empty_past, run_block
 
 # The file by which an exported folder is known -> where the class that runs it stands.
 _CLASSES = {
@@ -149,9 +149,8 @@ class ExportedLLaDA(LLaDAGenerationMixin):
     def _block_pass(
         self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, past: KeysAndValues
     ) -> tuple[Tensor, KeysAndValues]:
-        inputs = block_inputs(input_ids, mask, position_ids.expand_as(input_ids), past)
-        outputs = self._block_graph("an order of positions other than left to right")(inputs)
-        return outputs["logits"], block_keys_and_values(outputs)
+        graph = self._block_graph("an order of positions other than left to right")
+        return run_block(graph, input_ids, mask, position_ids.expand_as(input_ids), past)
 
     def _settle_options(
         self, generation_config: GenerationConfig | None, options: dict[str, Any]
@@ -172,7 +171,7 @@ class ExportedLLaDA(LLaDAGenerationMixin):
             self._run_block = self.open_block_graph(path)
         if self._run_block is None:
             raise ValueError(
-                f"{reader} needs the block graph, which this exported model has not; export it by `llada export` "
+                f"{reader} needs the block graph, which this exported model lacks; export it by `llada export` "
                 "without `--no-block-graph`, or pad prompts at the left, call `generate`, and leave `cache` at none."
             )
         return self._run_block

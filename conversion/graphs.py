@@ -127,18 +127,20 @@ def empty_past(config: Any, batch_size: int, length: int = 0) -> KeysAndValues:
     return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)]
 
 
-def block_inputs(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: KeysAndValues) -> Tensors:
-    """The block graph's inputs by name; shapes as in `BlockGraph`, the mask of any type."""
-    tensors = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "position_ids": position_ids}
+def run_block(
+    run: Runner, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: KeysAndValues
+) -> tuple[Tensor, KeysAndValues]:
+    """Run an opened block graph; shapes as in `BlockGraph`, the mask of any type.
+
+    Returns:
+        The logits, and for each layer the keys and values of the columns computed.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "position_ids": position_ids}
     for layer, (key, value) in enumerate(past):
-        tensors |= {f"past.{layer}.key": key, f"past.{layer}.value": value}
-    return tensors
-
-
-def block_keys_and_values(outputs: Tensors) -> KeysAndValues:
-    """The block's own keys and values, layer by layer, from the block graph's outputs by name."""
-    num_layers = (len(outputs) - 1) // 2
-    return [(outputs[f"present.{layer}.key"], outputs[f"present.{layer}.value"]) for layer in range(num_layers)]
+        inputs |= {f"past.{layer}.key": key, f"past.{layer}.value": value}
+    outputs = run(inputs)
+    states = [(outputs[f"present.{layer}.key"], outputs[f"present.{layer}.value"]) for layer in range(len(past))]
+    return outputs["logits"], states
 
 
 class _CacheBeside(BlockCache):
@@ -176,27 +178,27 @@ class Gap:
 
 
 @torch.no_grad()
-def measure_gaps(model: Any, run_full: Runner, run_block: Runner | None = None) -> list[Gap]:
+def measure_gaps(model: Any, full: Runner, block: Runner | None = None) -> list[Gap]:
     """Compare the full graph; and the block graph as a full pass and as a step beside the keys and values of the rest.
 
     Args:
         model: the model in float32.
-        run_full: the full graph.
-        run_block: the block graph, None if there is none.
+        full: the full graph.
+        block: the block graph, None if there is none.
     """
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for ids, mask in _cases(model.config):
         expected = model(ids, attention_mask=mask).logits
-        is_valid = mask.bool()
-        logits = run_full({"input_ids": ids, "attention_mask": mask})["logits"]
+        is_valid, positions = mask.bool(), torch.arange(ids.shape[1])[None].repeat(len(ids), 1)
+        logits = full({"input_ids": ids, "attention_mask": mask})["logits"]
         pairs.setdefault("full graph", []).append((logits[is_valid], expected[is_valid]))
-        if run_block is None:
+        if block is None:
             continue
-        logits, states = _block_pass(run_block, ids, mask, empty_past(model.config, len(ids)), 0)
+        logits, states = run_block(block, ids, mask, positions, empty_past(model.config, len(ids)))
         pairs.setdefault("block graph, full pass", []).append((logits[is_valid], expected[is_valid]))
         start = ids.shape[1] // 2
         past = [(key[:, :, :start], value[:, :, :start]) for key, value in states]
-        logits, _ = _block_pass(run_block, ids, mask, past, start)
+        logits, _ = run_block(block, ids[:, start:], mask, positions[:, start:], past)
         is_valid = is_valid[:, start:]
         pairs.setdefault("block graph, one block", []).append((logits[is_valid], expected[:, start:][is_valid]))
     return [_gap(name, *(torch.cat(each) for each in zip(*rows))) for name, rows in pairs.items()]
@@ -225,15 +227,6 @@ def _cases(config: Any) -> Iterator[tuple[Tensor, Tensor]]:
         mask = torch.ones_like(ids)
         mask[1:2, : int(_PADDING * length)] = 0
         yield ids, mask
-
-
-def _block_pass(
-    run: Runner, ids: Tensor, mask: Tensor, past: KeysAndValues, start: int
-) -> tuple[Tensor, KeysAndValues]:
-    """Run the columns from `start` on; return their logits, keys and values."""
-    position_ids = torch.arange(start, ids.shape[1])[None].repeat(len(ids), 1)
-    outputs = run(block_inputs(ids[:, start:], mask, position_ids, past))
-    return outputs["logits"], block_keys_and_values(outputs)
 
 
 def _gap(name: str, logits: Tensor, expected: Tensor) -> Gap:

@@ -170,7 +170,7 @@ def _installed_version(name: str) -> str | None:
         return None
 
 
-def require_packages(modules: Iterable[str], extra: str) -> None:
+def require_packages(modules: Iterable[str], extra: str, user: str = "The export") -> None:
     """Raise unless every module can be imported.
 
     Raises:
@@ -179,7 +179,7 @@ def require_packages(modules: Iterable[str], extra: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"The export needs {', '.join(f'`{name}`' for name in missing)}; install it with: "
+            f"{user} needs {', '.join(f'`{name}`' for name in missing)}; install it with: "
             f"pip install 'llada-hf[{extra}]'"
         )
 
