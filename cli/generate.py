@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
+from transformers.utils import logging
 
+from llada_conversion import load_exported
+from llada_core.loading import Checkpoint, load_checkpoint, use_exported_loader
 from llada_core.tokenization import EOT_TOKEN, encode_chat
 
 from .display import CanvasStreamer, choose_console, cut_at_stop, printable
-from .loading import Checkpoint, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def load_with_notice(model_options: dict[str, Any], quiet: bool) -> Checkpoint:
     status: AbstractContextManager = nullcontext()
     if sys.stderr.isatty() and not quiet and not is_download:
         status = Console(stderr=True).status(f"Loading {Path(name).name if name else 'the bundled model'}")
+    logging.disable_progress_bar()
+    use_exported_loader(load_exported)
     with status:
         return load_checkpoint(**model_options)
 

@@ -16,14 +16,14 @@ from transformers import (
 )
 
 from llada_core.hub import CHECKPOINT_FILES, DESCRIPTIONS, fetch_checkpoint
-from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
+from llada_core.loading import DTYPES, complete_options
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .folders import check_space, check_target, complete_folder
 from .runtimes import require_packages
 from .weights import llada_name
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SUPPORTED_TYPES = ("llama", "mistral")
 # Relatives of Llama, and what LLaDA lacks for them.
@@ -104,7 +104,7 @@ def convert_autoregressive(
         weights[name] = add_rows(weights[name], new_ids, init_id)
     config = llada_config(source_config, tokenizer, weights[EMBEDDING].shape[0])
     model = _build_model(config, {llada_name(name): tensor for name, tensor in weights.items()})
-    model.generation_config = model.generation_config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    model.generation_config = complete_options(model.generation_config, tokenizer)
     check_space(target, sum(parameter.nbytes for parameter in model.parameters()))
     with complete_folder(target, force) as scratch:
         model.save_pretrained(scratch)

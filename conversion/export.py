@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada_core.hub import fetch_checkpoint
+from llada_core.loading import load_model
 from llada_core.tokenization import save_tokenizer
-from modeling_llada import LLaDAModelLM
 
 from .folders import check_space, check_target, complete_folder
 from .graphs import Gap, block_graph, check_gaps, full_graph, measure_gaps
@@ -76,7 +75,7 @@ def export_model(
     check_target(target, force, source=folder)
     read_config(folder)
     problem = optimum_problem(runtime)
-    model: Any = LLaDAModelLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = load_model(folder, dtype="float32").eval()
     files = [engine.full_file, engine.block_file] if with_block_graph else [engine.full_file]
     check_space(target, len(files) * sum(p.numel() * p.element_size() for p in model.parameters()))
     with complete_folder(target, force) as scratch, _quietly():

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from llada_core.hub import fetch_checkpoint
-from llada_core.tokenization import EOT_TOKEN, missing_tokens, prepare_tokenizer
-from modeling_llada import LLaDAConfig, LLaDAModelLM
+from llada_core.loading import load_model, load_tokenizer
+from llada_core.tokenization import EOT_TOKEN, missing_tokens
+from modeling_llada import LLaDAConfig
 
 from .official import read_config
 from .runtimes import require_packages
@@ -65,8 +65,7 @@ def export_gguf(
     if target.exists() and not (force and target.is_file()):
         raise FileExistsError(f"`{target}` exists; name another file, or pass `--force` to replace a file.")
     config = read_config(folder)
-    tokenizer = prepare_tokenizer(PreTrainedTokenizerFast.from_pretrained(folder), missing="spell_out")
-    model: Any = LLaDAModelLM.from_pretrained(folder, dtype="auto")
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from huggingface_hub.utils.sha import sha_fileobj
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_llada.modeling_llada as modeling
+from llada_core import loading
 from llada_core.hub import fetch_checkpoint
-from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
 
@@ -181,8 +182,7 @@ def read_generation_config(source: Path, tokenizer: PreTrainedTokenizerBase) -> 
     """Read the options that the source sets, and add what no released file names: the id of the end of turn."""
     has_file = (source / "generation_config.json").is_file()
     options = GenerationConfig.from_pretrained(source) if has_file else GenerationConfig()
-    config = LLaDAGenerationConfig.from_generation_config(options)
-    return config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    return loading.complete_options(options, tokenizer)
 
 
 def load_tokenizer(source: Path, config: LLaDAConfig) -> PreTrainedTokenizerBase:
@@ -194,20 +194,8 @@ def load_tokenizer(source: Path, config: LLaDAConfig) -> PreTrainedTokenizerBase
         FileNotFoundError: if there is none.
         ValueError: for one that is corrupt, has another mask than the config, or more tokens than the embedding.
     """
-    if not (source / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"`{source}` has no `tokenizer.json`; download or copy the whole checkpoint.")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
-    except Exception as error:  # the tokenizers library raises nothing narrower for a corrupt file
-        raise ValueError(f"The tokenizer of `{source}` is corrupt ({error}); download or save it again.") from None
-    prepare_tokenizer(tokenizer, missing="add")
-    largest = max(tokenizer.get_vocab().values())
-    if tokenizer.mask_token_id != config.mask_token_id or largest >= config.embedding_size:
-        raise ValueError(
-            f"The tokenizer of `{source}` does not fit its config.json: its mask token has the id "
-            f"{tokenizer.mask_token_id} and its last token {largest}, but `mask_token_id` is {config.mask_token_id} "
-            f"and `embedding_size` {config.embedding_size}; use the tokenizer of this checkpoint."
-        )
+    tokenizer = prepare_tokenizer(loading.load_tokenizer(source, prepare=False), missing="add")
+    loading.check_tokenizer(tokenizer, config)
     return tokenizer
 
 

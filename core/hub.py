@@ -94,7 +94,7 @@ def _explain(repo_id: str, error: BaseException) -> str | None:
         return _unreachable(repo_id, error)
     if isinstance(error, HfHubHTTPError):
         status = getattr(error.response, "status_code", None)
-        reasons = {
+        reasons: dict[int | None, str] = {
             401: f"Access to `{repo_id}` was denied; set `HF_TOKEN` to a valid token, or run `hf auth login`.",
             403: f"The token in `HF_TOKEN` may not do this with `{repo_id}`; use one with write access to it, or "
             "accept the terms of a gated repository on its page.",

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from llada_cli.chat import Conversation
 from llada_cli.display import CanvasStreamer, canvas_text, choose_console, cut_at_stop
-from llada_cli.loading import load_checkpoint
 from llada_cli.main import app
+from llada_core.loading import load_checkpoint
 from llada_core.tokenization import encode_chat
 
 FOLDER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
@@ -209,8 +209,8 @@ def test_infill_fills_the_masks_and_leaves_the_rest():
         (["a<|mdm_mask|>"], "pass `--infill` to have it filled"),
         (["a", "  "], "A prompt is empty"),
         ([], "There is no prompt"),
-        (["a", "--dtype", "int8"], "`--dtype` must be one of auto, float32"),
-        (["a", "--device", "abacus"], "`--device` 'abacus' cannot be used here"),
+        (["a", "--dtype", "int8"], "`dtype` must be one of auto, float32"),
+        (["a", "--device", "abacus"], "`device` 'abacus' is not available here"),
     ],
 )
 def test_a_users_mistake_is_one_line_on_stderr(arguments, message):
@@ -261,13 +261,13 @@ def test_a_file_is_no_checkpoint_folder():
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
-    assert_fails(run("generate", "a", "-m", str(copy)), f"is incomplete: it lacks {name}")
+    assert_fails(run("generate", "a", "-m", str(copy)), f"has no `{name}`; download or copy the whole checkpoint")
 
 
 def test_a_missing_shard_is_named(tmp_path):
     folder = Path(shutil.copytree(SHARDED, tmp_path / "copy"))
     (folder / "model-00002-of-00005.safetensors").unlink()
-    assert_fails(run("generate", "a", "-m", str(folder)), "it lacks model-00002-of-00005.safetensors")
+    assert_fails(run("generate", "a", "-m", str(folder)), "has no `model-00002-of-00005.safetensors`")
 
 
 def test_cut_off_weights_are_refused(copy):
@@ -309,7 +309,10 @@ def test_a_tokenizer_without_mask_token_is_refused(copy):
 
 def test_a_mask_id_on_which_tokenizer_and_config_differ_is_refused(copy):
     edit_json(copy / "config.json", mask_token_id=487)
-    assert_fails(run("generate", "a", "-m", str(copy)), "the tokenizer's mask token has the id 488")
+    assert_fails(
+        run("generate", "a", "-m", str(copy)),
+        "`mask_token_id` must be the same in model and tokenizer, got 487 and 488",
+    )
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(copy):

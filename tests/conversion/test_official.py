@@ -284,7 +284,7 @@ DAMAGES = {
     "no weights": ("mha", remove("model.safetensors"), r"has no `model\.safetensors` and no .*`save_pretrained`"),
     "no tokenizer": ("mha", remove("tokenizer.json"), r"has no `tokenizer\.json`; download or copy the whole"),
     "bad tokenizer": ("mha", write("tokenizer.json", "{"), r"tokenizer of `.*` is corrupt \(.*\); download"),
-    "other mask": ("mha", config(mask_token_id=487), r"mask token has the id 488 .*`mask_token_id` is 487"),
+    "other mask": ("mha", config(mask_token_id=487), "`mask_token_id` must be the same .*, got 487 and 488"),
     "no config": ("mha", remove("config.json"), r"has no `config\.json`"),
     "Llama": (
         "mha",
