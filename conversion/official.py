@@ -14,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_llada.modeling_llada as modeling
-from llada_core import loading
 from llada_core.hub import fetch_checkpoint
+from llada_core.loading import check_tokenizer, complete_options, load_tokenizer
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
@@ -159,8 +159,17 @@ def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:
 
 
 def write_other_files(source: Path, target: Path, config: LLaDAConfig, with_code: bool) -> None:
-    """Write config, code, generation config, tokenizer and the licence texts."""
-    tokenizer = load_tokenizer(source, config)
+    """Write config, code, generation config, tokenizer and the licence texts.
+
+    The tokenizer is repaired: mask, pad and header tokens, and the chat template. LLaDA Base lacks the three tokens of
+    the chat; they are added, in rows of the embedding that lie ready.
+
+    Raises:
+        FileNotFoundError: if there is no tokenizer.
+        ValueError: for one that is corrupt, has another mask than the config, or more tokens than the embedding.
+    """
+    tokenizer = prepare_tokenizer(load_tokenizer(source, prepare=False), missing="add")
+    check_tokenizer(tokenizer, config)
     save_tokenizer(tokenizer, target)
     read_generation_config(source, tokenizer).save_pretrained(target)
     config.architectures = [LLaDAModelLM.__name__]
@@ -182,21 +191,7 @@ def read_generation_config(source: Path, tokenizer: PreTrainedTokenizerBase) -> 
     """Read the options that the source sets, and add what no released file names: the id of the end of turn."""
     has_file = (source / "generation_config.json").is_file()
     options = GenerationConfig.from_pretrained(source) if has_file else GenerationConfig()
-    return loading.complete_options(options, tokenizer)
-
-
-def load_tokenizer(source: Path, config: LLaDAConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer and repair it: mask, pad and header tokens, and the chat template.
-
-    LLaDA Base lacks the three tokens of the chat; they are added, in rows of the embedding that lie ready.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: for one that is corrupt, has another mask than the config, or more tokens than the embedding.
-    """
-    tokenizer = prepare_tokenizer(loading.load_tokenizer(source, prepare=False), missing="add")
-    loading.check_tokenizer(tokenizer, config)
-    return tokenizer
+    return complete_options(options, tokenizer)
 
 
 def license_texts(folder: Path) -> list[Path]:
