@@ -1,9 +1,12 @@
 """The `llada` command and its sub-commands; each imports what it needs when it runs, so that --help is quick."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from llada_core.host import avoid_broken_amx
 
 from .convert import app as convert_app
 from .evaluate import app as evaluate_app
@@ -36,6 +39,8 @@ def main(
     ] = False,
 ) -> None:
     """LLaDA: a language model that writes by unmasking."""
+    if "--help" not in sys.argv:
+        avoid_broken_amx()
 
 
 @app.command()

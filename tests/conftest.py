@@ -1,13 +1,29 @@
 """Shared fixtures: the tiny official checkpoints, and what the official code computed on them."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from llada_core.host import avoid_broken_amx
 from modeling_llada import LLaDAConfig, LLaDAModelLM
+from tests.helpers import REFERENCE
 
-REFERENCE = Path(__file__).parent / "reference"
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where AMX does not work, switch it off before the first product, here and in what the tests start."""
+    avoid_broken_amx()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With `--durations=N`, keep the N longest set-ups, calls and clean-ups in build/durations.txt."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "duration")]
+    reports.sort(key=lambda report: report.duration, reverse=True)
+    if count := config.getoption("durations"):
+        target = config.rootpath / "build" / "durations.txt"
+        target.parent.mkdir(exist_ok=True)
+        lines = [f"{report.duration:8.2f} s {report.when:8} {report.nodeid}\n" for report in reports[:count]]
+        target.write_text("".join(lines), encoding="utf-8")
 
 
 @pytest.fixture(scope="session", params=["mha", "tied"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import REFERENCE
+from tests.helpers import REFERENCE
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 CHECKPOINT = REFERENCE / "checkpoints" / "mha"

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llada_conversion.weights import LAYOUTS, llada_name, llama_name
-from tests.conftest import REFERENCE
+from tests.helpers import REFERENCE
 
 PAIRS = {
     "model.transformer.wte.weight": "model.embed_tokens.weight",

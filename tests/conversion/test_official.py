@@ -18,8 +18,7 @@ from llada_conversion import convert_official, verify_folder
 from llada_conversion.official import expected_shapes
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
-from tests.conftest import REFERENCE
-from tests.modeling_llada.test_remote_code import CODE_FILES
+from tests.helpers import CODE_FILES, REFERENCE
 
 NAMES = ("mha", "tied", "mha_sharded")
 Q_PROJ = "model.transformer.blocks.0.q_proj.weight"

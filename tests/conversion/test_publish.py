@@ -1,10 +1,8 @@
 """Laws of publishing, against a Hub of our own: all of a folder or nothing arrives, nothing else does, and it loads."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +15,8 @@ from typer.testing import CliRunner
 from llada_cli.main import app
 from llada_conversion import CardFacts, convert_official, prepare_upload, push_upload
 from modeling_llada import LLaDAModelLM
-from tests.conftest import REFERENCE
+from tests.helpers import CODE_FILES, REFERENCE, other_python, run_stranger
 from tests.hub_server import Blob, Commit, HubServer, Repo
-from tests.modeling_llada.test_remote_code import CODE_FILES, other_python
 
 ROOT = Path(__file__).parents[2]
 MODEL, ADAPTER = "tester/tiny", "tester/tiny-lora"
@@ -178,18 +175,10 @@ def test_the_hub_of_these_tests_answers_the_clients_other_questions(hub, convert
 # --- who loads it ----------------------------------------------------------------------------------------------------
 
 
-def run_python(python: Path | str, hub: HubServer, work: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a fresh process that knows this Hub by its environment only."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(work), "HF_HOME": str(work / "hf"), "HF_TOKEN": hub.token}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    command = [str(python), "-I", "-c", *arguments]
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=280)
-
-
 def convert(hub: HubServer, work: Path, *arguments: str) -> tuple[int, str]:
     """Run `llada convert official` in a fresh process."""
     code = "from llada_cli.main import app; app()"
-    done = run_python(sys.executable, hub, work, code, "convert", "official", *arguments)
+    done = run_stranger(sys.executable, work, code, "convert", "official", *arguments, **hub.environment)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
@@ -199,7 +188,7 @@ def test_what_is_published_generates_where_our_package_is_not(which, hub, conver
     python = sys.executable if which == "this environment" else other_python()
     push_upload(prepare_upload(converted, MODEL, MIT))
     push_upload(prepare_upload(adapter, ADAPTER, CardFacts(license="mit", base_model=MODEL)))
-    done = run_python(python, hub, tmp_path, STRANGER, json.dumps([MODEL, ADAPTER, PROMPT, OPTIONS]))
+    done = run_stranger(python, tmp_path, STRANGER, json.dumps([MODEL, ADAPTER, PROMPT, OPTIONS]), **hub.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     model = LLaDAModelLM.from_pretrained(converted, dtype=torch.float32).eval()
@@ -213,7 +202,7 @@ def test_what_is_published_generates_where_our_package_is_not(which, hub, conver
 @pytest.mark.slow
 @pytest.mark.newest_only
 def test_the_libraries_own_push_to_hub_sends_code_weights_and_options(hub, converted, tmp_path) -> None:
-    done = run_python(sys.executable, hub, tmp_path, PUBLISHER, str(converted), str(tmp_path / "run"))
+    done = run_stranger(sys.executable, tmp_path, PUBLISHER, str(converted), str(tmp_path / "run"), **hub.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     whole = {*PARTS, *CODE_FILES, "model.safetensors", "README.md"}
     assert set(hub.files("tester/by-model")) >= whole

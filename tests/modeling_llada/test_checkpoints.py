@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModel, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
-from tests.conftest import REFERENCE
+from tests.helpers import REFERENCE
 
 IDS = torch.tensor([[480, 389, 163, 488, 140]])
 PROJECTION = "model.transformer.blocks.0.q_proj.weight"
