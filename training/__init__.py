@@ -69,15 +69,14 @@ _HOMES = {
     "sft_loss": "loss",
     "sft_main": "sft_command",
     "training_noise_levels": "noise",
-    "write_card": "llada_core.card",
+    "write_card": "diffusion_trainer",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    return getattr(import_module(home if "." in home else f".{home}", __name__), name)
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
