@@ -14,8 +14,6 @@ _HOMES = {
     "push_upload": ".publish",
     "export_model": ".export",
     "export_gguf": ".gguf_file",
-    "EXPORTED_FILES": ".exported_model",
-    "find_exported": ".exported_model",
     "load_exported": ".exported_model",
     "ORTModelForLLaDA": ".ort_model",
     "OVModelForLLaDA": ".ov_model",

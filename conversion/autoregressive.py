@@ -66,7 +66,7 @@ def convert_autoregressive(
     (`llada train pretrain`) before it can unmask.
 
     The tokenizer gets a mask token, the tokens of LLaDA's chat template and the template itself, in place of the
-    source's. Tokens that the source does not know get a row of the embedding and of the head.
+    source's. Tokens that the source does not have get a row of the embedding and of the head.
 
     Args:
         source: folder or Hub id of a checkpoint with its tokenizer.
@@ -163,7 +163,7 @@ def read_source_config(source: Path, gguf_file: Optional[str] = None) -> Any:
 
 
 def llada_config(source: Any, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> LLaDAConfig:
-    """Translate a configuration that `read_source_config` let pass.
+    """Translate a configuration that `read_source_config` accepted.
 
     Args:
         source: the Llama or Mistral configuration.
@@ -193,7 +193,7 @@ def llada_config(source: Any, tokenizer: PreTrainedTokenizerBase, num_rows: int)
 
 def _check_gguf(folder: Path, gguf_file: str) -> None:
     if not (folder / gguf_file).is_file():
-        raise FileNotFoundError(f"`gguf_file` must be a file in `{folder}`, got {gguf_file!r}, which is not there.")
+        raise FileNotFoundError(f"`gguf_file` must be a file in `{folder}`, got {gguf_file!r}, which does not exist.")
     require_packages(["gguf"], extra="gguf", user="`gguf_file`")
     try:
         import_module("gguf").GGUFReader(folder / gguf_file)
@@ -238,7 +238,7 @@ def _load_weights(source: Path, gguf_file: Optional[str], dtype: str) -> dict[st
             f"The weights of `{source}` cannot be loaded ({error}): a file is cut off or corrupt; download it again."
         ) from error
     weights = model.state_dict()
-    # transformers 5 tells the shape found; 4.57 only the name.
+    # transformers 5 gives the shape found; 4.57 only the name.
     misshapen = [
         (key, "") if isinstance(key, str) else (key[0], f"is {[*key[1]]}, ") for key in report["mismatched_keys"]
     ]

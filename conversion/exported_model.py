@@ -22,15 +22,9 @@ _CLASSES = {
     "model.onnx": ("ort_model", "ORTModelForLLaDA"),
     "openvino_model.xml": ("ov_model", "OVModelForLLaDA"),
 }
-EXPORTED_FILES = tuple(_CLASSES)
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 # What `from_pretrained` hands on to where config files are looked for.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-
-
-def find_exported(folder: str | Path) -> str | None:
-    """Name the file that makes `folder` an exported model, None if there is none."""
-    return next((file for file in EXPORTED_FILES if (Path(folder) / file).is_file()), None)
 
 
 def load_exported(folder: str | Path, dtype: str = "auto", **options: Any) -> Any:
@@ -43,12 +37,12 @@ def load_exported(folder: str | Path, dtype: str = "auto", **options: Any) -> An
         options: of that class's `from_pretrained`.
 
     Raises:
-        ValueError: for a folder that is none, and a type that does not fit.
+        ValueError: for a folder that is not an exported model, and a type that does not fit.
         ImportError: if Optimum does not work with the versions that are installed.
     """
-    file = find_exported(folder)
+    file = next((file for file in _CLASSES if (Path(folder) / file).is_file()), None)
     if file is None:
-        raise ValueError(f"`{folder}` must hold {' or '.join(EXPORTED_FILES)}; make one by: llada export onnx SRC DST")
+        raise ValueError(f"`{folder}` must hold {' or '.join(_CLASSES)}; make one by: llada export onnx SRC DST")
     module, name = _CLASSES[file]
     if file == "openvino_model.xml" and dtype in _PRECISIONS:
         options["ov_config"] = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], **options.get("ov_config", {})}

@@ -20,9 +20,9 @@ from modeling_llada import LLaDAConfig
 
 from .official import read_config
 from .runtimes import require_packages
+from .weights import HEAD_NAME
 
 WEIGHTS = ("f32", "f16", "q8_0")
-_HEAD = "model.transformer.ff_out.weight"
 # Rules by which a tokenizer.json splits text before merging -> llama.cpp's name of the same rule.
 _PRE_TOKENIZERS = {'{"add_prefix_space": false, "type": "ByteLevel", "use_regex": true}': "gpt-2"}
 
@@ -51,8 +51,8 @@ def export_gguf(
         The file.
 
     Raises:
-        ValueError: for unknown weights, a checkpoint that is no LLaDA, a tokenizer that is no byte-level BPE or splits
-            by a rule without a known name.
+        ValueError: for unknown weights, a checkpoint that is not LLaDA, a tokenizer that is not byte-level BPE or
+            splits by a rule without a known name.
         ImportError: if `gguf` is not installed.
         OSError: for a source that is not there and a target that is.
 
@@ -144,7 +144,7 @@ def _tensors(config: Any, state_dict: dict[str, Tensor], weights: str) -> Iterat
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLADA, config.n_layers)
     num_heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
     for name, tensor in state_dict.items():
-        if config.weight_tying and name == _HEAD:
+        if config.weight_tying and name == HEAD_NAME:
             continue
         projection = name.split(".")[-2]
         if projection in num_heads:

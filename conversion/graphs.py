@@ -211,7 +211,7 @@ def check_gaps(gaps: list[Gap]) -> None:
         ValueError: for a difference above the tolerance.
     """
     for gap in gaps:
-        if not gap.difference <= gap.tolerance:  # NaN is no difference at all
+        if not gap.difference <= gap.tolerance:  # a difference that is NaN fails too
             raise ValueError(
                 f"The {gap.graph} must give the model's logits to {gap.tolerance:.1e}, got a difference of "
                 f"{gap.difference:.1e}; nothing was written. The versions of the exporter and the runtime may not fit "

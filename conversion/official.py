@@ -22,6 +22,7 @@ from modeling_llada.configuration_llada import AUTO_MAP
 
 from .folders import check_space, check_target, complete_folder
 from .weights import (
+    HEAD_NAME,
     INDEX_NAME,
     LAYOUTS,
     StoredTensor,
@@ -35,7 +36,6 @@ from .weights import (
 )
 
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-_HEAD = "model.transformer.ff_out.weight"
 # How many ids both sides compute, when they are compared.
 NUM_IDS = 16
 # Both sides compute the same thing in float32; tensors that lie elsewhere in memory may be summed in another order.
@@ -141,7 +141,7 @@ def expected_shapes(config: LLaDAConfig) -> dict[str, tuple[int, ...]]:
     """Name every tensor of a checkpoint, official names, with its shape; a tied head is not a tensor of its own."""
     with torch.device("meta"):
         parameters = LLaDAModelLM(config).state_dict()
-    return {name: tuple(p.shape) for name, p in parameters.items() if not (config.weight_tying and name == _HEAD)}
+    return {name: tuple(p.shape) for name, p in parameters.items() if not (config.weight_tying and name == HEAD_NAME)}
 
 
 def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:

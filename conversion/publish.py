@@ -113,7 +113,7 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
 
 
 def push_upload(upload: Upload, private: bool = True, revision: str | None = None, message: str | None = None) -> str:
-    """Create the repository if need be and send everything in one commit: all of it arrives, or none.
+    """Create the repository if necessary and send everything in one commit: all of it arrives, or none.
 
     Weight files of an earlier upload that are no longer part of it are deleted in the same commit.
 
@@ -166,7 +166,7 @@ def _published_adapter_config(folder: Path, base_model: str | None) -> dict[str,
     base = base_model or config.get("base_model_name_or_path")
     if not is_hub_id(base, with_owner=True) or Path(base).exists():
         raise ValueError(
-            f"The adapter `{folder}` must name a base model on the Hub, got {base!r}, which nobody else has; pass "
+            f"The adapter `{folder}` must name a base model on the Hub, got {base!r}, which others cannot load; pass "
             "--base-model user/name (and publish that one first)."
         )
     return {**config, "base_model_name_or_path": base}

@@ -31,6 +31,7 @@ NAMES = (
     ("model.transformer.ln_f.weight", "model.norm.weight"),
     ("model.transformer.ff_out.weight", "lm_head.weight"),
 )
+HEAD_NAME = "model.transformer.ff_out.weight"
 _TO_LLADA = {llama: official for official, llama in NAMES}
 _TO_LLAMA = dict(NAMES)
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -320,7 +320,7 @@ def test_places_that_cannot_be_are_refused(tmp_path) -> None:
         convert_official(reference("mha") / "config.json", tmp_path / "ours")
     with pytest.raises(FileExistsError, match="pass `--force`"):
         convert_official(reference("mha"), reference("tied"))
-    with pytest.raises(ValueError, match="must lie apart"):
+    with pytest.raises(ValueError, match="must not overlap"):
         convert_official(reference("mha"), reference("mha") / "ours")
     with pytest.raises(ValueError, match="`layout` must be one of official, llama, got 'mistral'"):
         convert_official(reference("mha"), tmp_path / "ours", layout="mistral")

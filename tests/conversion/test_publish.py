@@ -333,7 +333,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(own) -> None:
 
 
 def test_an_adapter_needs_a_base_model_that_others_have(adapter, tmp_path) -> None:
-    words = r"must name a base model on the Hub, got '.*tiny', which nobody else has; pass --base-model user/name"
+    words = r"must name a base model on the Hub, got '.*tiny', which others cannot load; pass --base-model user/name"
     with pytest.raises(ValueError, match=words):
         prepare_upload(adapter, ADAPTER, MIT)
     own = Path(shutil.copytree(adapter, tmp_path / "lora"))
