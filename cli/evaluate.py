@@ -130,14 +130,16 @@ def card(
     ],
 ) -> None:
     """Write results into the metadata of a model's README.md; its text stays as it is."""
-    from llada_evaluation.model_index import write_model_index
+    from dataclasses import asdict
+
+    from llada_core.card import record_results, write_results
     from llada_evaluation.records import read_records
 
     if len(paths) < 2:
         raise ValueError(f"`RECORD… DIR` must name a record and a model's folder, got {len(paths)} path.")
     records = [record for path in paths[:-1] for record in read_records(path)]
-    path = write_model_index(records, paths[-1])
-    print(f"Model card: {path} ({sum(len(record.results) for record in records)} results)")
+    results = [result for record in records for result in record_results(asdict(record))]
+    print(f"Model card: {write_results(results, paths[-1])} ({len(results)} results)")
 
 
 def _quiet_libraries() -> None:

@@ -6,14 +6,12 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "autoregressive": ["convert_autoregressive"],
-        "card_facts": ["CardFacts"],
         "export": ["export_model"],
-        "exported_model": ["EXPORTED_FILES", "find_exported", "load_exported"],
+        "exported_model": ["load_exported"],
         "gguf_file": ["export_gguf"],
-        "official": ["convert_official"],
+        "official": ["convert_official", "verify_folder"],
         "ort_model": ["ORTModelForLLaDA"],
         "ov_model": ["OVModelForLLaDA"],
-        "publish": ["Upload", "prepare_upload", "push_upload"],
-        "verify": ["verify_folder"],
+        "publish": ["CardFacts", "Upload", "prepare_upload", "push_upload"],
     },
 )

@@ -15,7 +15,7 @@ import jinja2.meta
 import pytest
 from huggingface_hub import ModelCard
 
-from llada_conversion.card import render_card
+from llada_core.card import new_card
 from modeling_llada.generation_config_llada import DEFAULTS
 from tests.helpers import ROOT, run_script
 
@@ -156,17 +156,18 @@ def test_the_card_template_describes_every_variable_it_uses_and_no_other() -> No
 
 
 def test_a_card_with_nothing_optional_has_neither_gaps_nor_empty_parts() -> None:
-    needed = {"model_name": "m", "model_id": "me/m", "summary": "A model.", "license": "mit", "prompt": "Once"}
-    variables = {**dict.fromkeys(described_variables()), **needed}
-    card = render_card(variables)
+    card = str(new_card(model_name="m", model_id="me/m", summary="A model.", license="mit", prompt="Once"))
     headings = re.findall("^#+ .*$", card, flags=re.MULTILINE)
     assert headings == ["# m", "## Usage", "## Licence and notices", "## Citation"]
     assert "None" not in card
     assert "\n\n\n" not in card
     assert ModelCard(card).data.to_dict()["license"] == "mit"
-    del variables["samples"]
-    with pytest.raises(jinja2.UndefinedError, match="'samples' is undefined"):
-        render_card(variables)
+    assert card.endswith("```\n")
+
+
+def test_a_misspelt_variable_of_the_card_raises() -> None:
+    with pytest.raises(TypeError, match=r"Unknown variables of the model card: sample; see model_card\.md\."):
+        new_card(model_name="m", model_id="me/m", summary="A model.", sample=[])
 
 
 @pytest.fixture

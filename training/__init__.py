@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "adapters": ["LORA_TARGET_MODULES", "merge_adapter"],
-        "card": ["write_card"],
+        "diffusion_trainer": ["write_card"],
         "collator": ["LLaDACollator"],
         "config": ["LLaDAPretrainingConfig"],
         "data": ["load_documents", "pack_documents"],

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llada_core.card import write_card
 from llada_core.diffusion import NoisyBatch, low_discrepancy_noise_levels
 from llada_core.tokenization import save_tokenizer
 
-from .card import write_card
 from .checkpoints import ResumableTrainer
 from .collator import row_lengths
 from .diffusion_config import DiffusionOptions

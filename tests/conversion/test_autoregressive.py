@@ -312,7 +312,7 @@ def test_a_folder_that_exists_is_replaced_only_by_force(source, target):
 
 
 def test_the_source_is_never_the_target(source):
-    with pytest.raises(ValueError, match="must lie apart"):
+    with pytest.raises(ValueError, match="must not overlap"):
         convert_autoregressive(source, source, force=True)
     assert (source / "model.safetensors").exists()
 

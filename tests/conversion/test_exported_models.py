@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from llada_cli.main import app
 from llada_conversion import load_exported
-from llada_conversion.optimum_support import optimum_problem
+from llada_conversion.runtimes import optimum_problem
 from modeling_llada import LLaDAModelLM, generate_many
 
 FOLDER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"

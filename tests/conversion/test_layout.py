@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llada_conversion.layout import LAYOUTS, llada_name, llama_name
+from llada_conversion.weights import LAYOUTS, llada_name, llama_name
 from tests.helpers import REFERENCE
 
 PAIRS = {

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from llada_core.tokenization import save_tokenizer
-from llada_training.card import write_card
+from llada_training import write_card
 from modeling_llada import LLaDAModelLM
 from tests.helpers import run_stranger
 
