@@ -249,7 +249,7 @@ class LLaDAHarnessModel(TemplateLM):
         config: Any = LLaDAGenerationConfig.from_generation_config(self.model.generation_config)
         if config.eot_token_id is None and not missing_tokens(self.tokenizer, [EOT_TOKEN]):
             config = config.updated(eot_token_id=self.tokenizer.convert_tokens_to_ids(EOT_TOKEN))
-        return config.updated(**self.options.generation).completed(self.model.config)
+        return config.completed(self.model.config, **self.options.generation)
 
     def _settle_request(self, generation_kwargs: dict[str, Any]) -> tuple[list[str], LLaDAGenerationConfig]:
         """Return the strings that end an answer, and the options of a task with those of the arguments."""

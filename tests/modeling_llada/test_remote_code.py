@@ -22,15 +22,12 @@ ROOT = Path(__file__).parents[2]
 IDS = [[480, 389, 163, 172, 488, 140, 256]]
 CODE_FILES = {
     "cache_llada.py",
-    "canvas_llada.py",
     "configuration_llada.py",
+    "continuous_batching_llada.py",
     "generation_config_llada.py",
     "generation_llada.py",
-    "layers_llada.py",
     "modeling_llada.py",
-    "packing_llada.py",
-    "plan_llada.py",
-    "prompt_llada.py",
+    "prepacking_llada.py",
     "unmasking_llada.py",
 }
 
