@@ -1,7 +1,8 @@
 """Generation with exported graphs: the sampler of `modeling_llada` on what runs the full and the block graph."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig
 from modeling_llada.cache_llada import BlockCache
 from modeling_llada.generation_llada import LLaDAGenerationMixin
+from modeling_llada.unmasking_llada import Proposer
 
 from .graphs import KeysAndValues, Runner, empty_past, run_block
 
@@ -63,6 +65,7 @@ class ExportedLLaDA(LLaDAGenerationMixin):
     A class that uses it names its `block_file` and offers `run_full(inputs)` and `open_block_graph(path)`.
     """
 
+    proposer_class = Proposer
     block_file: str
     config: Any
     device: Any
@@ -110,9 +113,14 @@ class ExportedLLaDA(LLaDAGenerationMixin):
             logits = logits[logits_positions[:, slice(*logits_window or (None,))]]
         return MaskedLMOutput(logits=logits) if return_dict else (logits,)
 
-    def modules(self) -> Iterator[Any]:
-        """No modules of PyTorch: the weights are in the graphs."""
-        return iter(())
+    def prepacked_weights(self, pack: bool | None) -> AbstractContextManager[None]:
+        """The context of a call, in which nothing is prepacked: the weights are in the graphs."""
+        if pack:
+            raise ValueError(
+                "`pack_weights=True` is not available here: the weights of an exported model are in its graphs; leave "
+                "it out."
+            )
+        return nullcontext()
 
     def _save_pretrained(self, save_directory: str | Path) -> None:
         """Let `save_pretrained` keep what Optimum's classes do not know."""
@@ -146,10 +154,11 @@ class ExportedLLaDA(LLaDAGenerationMixin):
         graph = self._block_graph("an order of positions other than left to right")
         return run_block(graph, input_ids, mask, position_ids.expand_as(input_ids), past)
 
-    def _settle_options(
+    def prepare_options(
         self, generation_config: GenerationConfig | None, options: dict[str, Any]
     ) -> LLaDAGenerationConfig:
-        config: Any = super()._settle_options(generation_config, options)
+        """The options of one call; see `LLaDAGenerationMixin.prepare_options`."""
+        config: Any = super().prepare_options(generation_config, options)
         if config.compile:
             raise ValueError(
                 "`compile` has no meaning for an exported model, which its runtime has compiled; leave it out."

@@ -21,15 +21,12 @@ REFERENCE = ROOT / "tests" / "reference"
 # The Hub code: the files beside every saved model.
 CODE_FILES = {
     "cache_llada.py",
-    "canvas_llada.py",
     "configuration_llada.py",
+    "continuous_batching_llada.py",
     "generation_config_llada.py",
     "generation_llada.py",
-    "layers_llada.py",
     "modeling_llada.py",
-    "packing_llada.py",
-    "plan_llada.py",
-    "prompt_llada.py",
+    "prepacking_llada.py",
     "unmasking_llada.py",
 }
 

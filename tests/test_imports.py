@@ -40,22 +40,17 @@ HUB_ORDER = [
     "configuration_llada",
     "unmasking_llada",
     "cache_llada",
-    "canvas_llada",
-    "packing_llada",
+    "prepacking_llada",
     "generation_config_llada",
-    "prompt_llada",
-    "plan_llada",
     "generation_llada",
-    "layers_llada",
+    "continuous_batching_llada",
     "modeling_llada",
-    "batching_llada",
 ]
 HUB_LEAVES = {
     "configuration_llada",
     "unmasking_llada",
     "cache_llada",
-    "canvas_llada",
-    "packing_llada",
+    "prepacking_llada",
 }
 HUB_THIRD_PARTY = {"torch", "transformers"}
 HEAVY = {"torch", "transformers", "llada_training", "llada_conversion", "llada_evaluation", "modeling_llada"}

@@ -104,12 +104,14 @@ def test_version_is_that_of_the_installed_package():
 
 def test_every_option_of_generation_that_has_a_flag_is_one_of_the_generation_config():
     from llada_cli.options import GENERATION_OPTIONS
-    from modeling_llada.generation_config_llada import DEFAULTS
+    from modeling_llada.generation_config_llada import OPTIONS
 
-    names = {name for name, _, _ in GENERATION_OPTIONS}
-    without_flag = {name for name in DEFAULTS if name.endswith("_id")}
+    without_flag = {name for name in OPTIONS if name.endswith("_id")}
     without_flag |= {"do_sample", "return_dict_in_generate", "output_history"}
-    assert names == set(DEFAULTS) - without_flag | {"seed"}
+    assert [name for name, _, _ in GENERATION_OPTIONS] == [*(n for n in OPTIONS if n not in without_flag), "seed"]
+    for name, kind, text in GENERATION_OPTIONS[:-1]:
+        assert kind.__name__ == OPTIONS[name][1]
+        assert text[1:-1] in OPTIONS[name][3] and len(text) <= 200, name
 
 
 # --- generate --------------------------------------------------------------------------------------------------------

@@ -313,9 +313,9 @@ def test_what_is_no_part_of_a_model_stays_here(own) -> None:
 
 
 def test_a_folder_that_would_not_load_is_refused(own, tmp_path) -> None:
-    for name in ("tokenizer.json", "layers_llada.py"):
+    for name in ("tokenizer.json", "cache_llada.py"):
         (own / name).unlink()
-    with pytest.raises(ValueError, match=r"lacks tokenizer\.json, layers_llada\.py; save the model .*convert official"):
+    with pytest.raises(ValueError, match=r"lacks tokenizer\.json, cache_llada\.py; save the model .*convert official"):
         prepare_upload(own, MODEL, MIT)
     with pytest.raises(
         FileNotFoundError, match="There is no folder `nowhere`; name the folder of a model or an adapter"
