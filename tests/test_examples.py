@@ -21,11 +21,13 @@ from modeling_llada.generation_config_llada import DEFAULTS
 ROOT = Path(__file__).resolve().parents[1]
 CODE_FOLDERS = (
     "modeling_llada",
+    "core",
     "training",
     "conversion",
     "evaluation",
     "cli",
     "checkpoints",
+    "experiments",
     "examples",
     "benchmarks",
 )
