@@ -21,11 +21,13 @@ from tests.helpers import ROOT, run_script
 
 CODE_FOLDERS = (
     "modeling_llada",
+    "core",
     "training",
     "conversion",
     "evaluation",
     "cli",
     "checkpoints",
+    "experiments",
     "examples",
     "benchmarks",
 )
