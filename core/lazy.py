@@ -50,5 +50,7 @@ def requires_extra(extra: str | None, user: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if extra is None:
             raise
-        message = f"{user} needs the package `{error.name}`; install it with: pip install 'llada-hf[{extra}]'"
-        raise ImportError(message) from error
+        package = str(error.name).partition(".")[0]
+        raise ImportError(
+            f"{user} needs the package `{package}`; install it with: pip install 'llada-hf[{extra}]'"
+        ) from error

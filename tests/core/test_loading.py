@@ -299,5 +299,5 @@ def test_of_several_kinds_of_weights_the_one_that_is_read_must_be_complete(copy)
 
 def test_weights_of_other_sizes_are_refused(copy) -> None:
     edit_json(copy / "config.json", mlp_hidden_size=128)
-    with pytest.raises(ValueError, match=r"weights of `.*copy` cannot be loaded \(.*size"):
+    with pytest.raises(ValueError, match=r"(?s)weights of `.*copy` cannot be loaded \(.*size"):
         load_model(copy)
