@@ -22,7 +22,7 @@ READY := $(VENV)/.ready
 OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
 
 # The packages as (folder, installed name): mypy looks for installed names.
-PACKAGES := modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
+PACKAGES := llada:llada modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
 	evaluation:llada_evaluation cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
 

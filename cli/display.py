@@ -23,7 +23,7 @@ def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None
     """Decide where the canvas is shown.
 
     Args:
-        answers_on_stdout: whether stdout is meant for a reader that is no person, such as JSON.
+        answers_on_stdout: whether stdout is read by a program, as JSON is.
         quiet: show no canvas at all.
 
     Returns:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Folder -> installed name. A folder that does not exist yet is skipped.
 PACKAGES = {
+    "llada": "llada",
     "modeling_llada": "modeling_llada",
     "core": "llada_core",
     "training": "llada_training",
@@ -24,6 +25,7 @@ BARE_NAMES = {folder for folder, name in PACKAGES.items() if folder != name}
 
 # Installed name -> the packages it may import.
 ARROWS = {
+    "llada": set(PACKAGES.values()) - {"llada_cli"},
     "modeling_llada": set(),
     "llada_checkpoints": set(),
     "llada_core": {"modeling_llada", "llada_checkpoints"},

@@ -20,6 +20,7 @@ import llada_cli.main
 from tests.helpers import ROOT
 
 FOLDERS = {
+    "llada": "llada",
     "modeling_llada": "modeling_llada",
     "core": "llada_core",
     "training": "llada_training",

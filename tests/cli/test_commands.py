@@ -187,9 +187,9 @@ def test_infill_fills_the_masks_and_leaves_the_rest():
         (["a", "--remasking", "confidence"], "`remasking` must be one of low_confidence"),
         (["a", "--temperature", "-1"], "`temperature` must be a number of at least 0"),
         (["a", "--chat", "--infill"], "`--chat` and `--infill` exclude each other"),
-        (["a<|mdm_mask|>", "--infill", "-n", "4"], "`--max-new-tokens` means nothing"),
+        (["a<|mdm_mask|>", "--infill", "-n", "4"], "`--max-new-tokens` has no effect"),
         (["a", "--infill"], "`--infill` found no <|mdm_mask|> in 'a'"),
-        (["a<|mdm_mask|>"], "pass `--infill` to have it filled"),
+        (["a<|mdm_mask|>"], "pass `--infill` to fill it"),
         (["a", "  "], "A prompt is empty"),
         ([], "There is no prompt"),
         (["a", "--dtype", "int8"], "`dtype` must be one of auto, float32"),
@@ -373,7 +373,7 @@ def test_a_turn_that_is_too_long_alone_raises_and_changes_nothing(checkpoint):
 
 
 def test_a_turn_may_not_hold_the_mask_token(checkpoint):
-    with pytest.raises(ValueError, match=r"may not hold <\|mdm_mask\|>"):
+    with pytest.raises(ValueError, match=r"must not contain <\|mdm_mask\|>"):
         Conversation(checkpoint.tokenizer, max_prompt_length=50).ask("a <|mdm_mask|>")
 
 

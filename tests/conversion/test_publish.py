@@ -352,7 +352,7 @@ def test_a_dry_run_lists_every_file_and_asks_nobody(hub, own, monkeypatch) -> No
     assert code == 0
     assert f"would go to {MODEL} (dev):" in output and "667,064 model.safetensors" in output
     assert all(name in output for name in (*PARTS, *CODE_FILES, "README.md"))
-    assert output.endswith("These stay: optimizer.pt")
+    assert output.endswith("Not uploaded: optimizer.pt")
     assert hub.requests == []
 
 
