@@ -5,20 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters import LORA_TARGET_MODULES, merge_adapter
+    from .batch import LLaDACollator
     from .card import write_card
-    from .collator import LLaDACollator
-    from .config import LLaDAPretrainingConfig
     from .data import load_documents, pack_documents
+    from .diffusion_trainer import register_auto_classes
     from .log_probability import draw_noises, elbo_log_probability
     from .loss import pretraining_loss, score_masked, sft_loss
     from .noise import draw_noise, random_lengths, training_noise_levels
     from .plots import plot_loss_curve
     from .pretrain_command import pretrain_main
-    from .pretraining import LLaDAPretrainingTrainer
-    from .registration import register_auto_classes
-    from .sft import LLaDASFTTrainer
+    from .pretraining import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
+    from .sft import LLaDASFTConfig, LLaDASFTTrainer
     from .sft_command import sft_main
-    from .sft_config import LLaDASFTConfig
 
 __all__ = [
     "LLaDACollator",
@@ -47,10 +45,10 @@ __all__ = [
 
 # The file that holds each name; it is imported when the name is first used.
 _HOMES = {
-    "LLaDACollator": "collator",
-    "LLaDAPretrainingConfig": "config",
+    "LLaDACollator": "batch",
+    "LLaDAPretrainingConfig": "pretraining",
     "LLaDAPretrainingTrainer": "pretraining",
-    "LLaDASFTConfig": "sft_config",
+    "LLaDASFTConfig": "sft",
     "LLaDASFTTrainer": "sft",
     "draw_noise": "noise",
     "draw_noises": "log_probability",
@@ -63,7 +61,7 @@ _HOMES = {
     "pretrain_main": "pretrain_command",
     "pretraining_loss": "loss",
     "random_lengths": "noise",
-    "register_auto_classes": "registration",
+    "register_auto_classes": "diffusion_trainer",
     "score_masked": "loss",
     "sft_loss": "loss",
     "sft_main": "sft_command",

@@ -9,7 +9,7 @@ from transformers import BitsAndBytesConfig
 
 from modeling_llada import LLaDAModelLM
 
-from .diffusion_config import SAVE_DTYPES
+from .diffusion_trainer import SAVE_DTYPES
 
 # Linear layers of a block, in the order of the forward pass.
 BLOCK_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")

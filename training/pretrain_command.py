@@ -5,9 +5,8 @@ from typing import Any, cast
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .command import check_token_ids, load_checkpoint, load_tokenizer, parse_options, report_start, run_training
-from .config import LLaDAPretrainingConfig
 from .data import load_documents, pack_documents
-from .pretraining import LLaDAPretrainingTrainer
+from .pretraining import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 
 COMMAND = "llada train pretrain"
 DESCRIPTION = (

@@ -19,8 +19,7 @@ from .command import (
     run_training,
     save_model,
 )
-from .sft import LLaDASFTTrainer
-from .sft_config import LLaDASFTConfig
+from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
 from .sft_sources import load_examples
 

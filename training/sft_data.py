@@ -3,6 +3,7 @@
 TRL tokenises and labels the data (-100 outside responses); this file does what comes before and after.
 """
 
+import bisect
 import warnings
 from collections.abc import Iterable
 from typing import Any, Optional
@@ -12,10 +13,11 @@ from datasets import Dataset
 from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import is_conversational, is_conversational_from_value
 
+from .batch import COLUMNS
 from .noise import IGNORE_INDEX
-from .packing import best_fit
 
-COLUMNS = ["input_ids", "labels", "example_id", "is_cut"]
+# Attention implementations that take the block-diagonal mask of packed rows.
+PACKING_ATTENTION = ("eager", "sdpa")
 # Packed rows laid out at once.
 PACK_BATCH = 1000
 
@@ -45,6 +47,20 @@ def check_tokenizer(tokenizer: Any, eos_token: Optional[str] = None) -> None:
         raise ValueError(
             "`tokenizer` must have an EOS token, which ends every answer, got none; set `tokenizer.eos_token`, or pass "
             "eos_token."
+        )
+
+
+def check_attention(implementation: str) -> None:
+    """Refuse attention that would let packed documents see each other.
+
+    Raises:
+        ValueError: unless `implementation` takes a block-diagonal mask.
+    """
+    if implementation not in PACKING_ATTENTION:
+        raise ValueError(
+            f"`packing` needs the attention implementation {' or '.join(PACKING_ATTENTION)}, which keeps documents "
+            f"apart by a mask, got {implementation!r}; load the model with attn_implementation='sdpa', or leave "
+            "`packing` out."
         )
 
 
@@ -145,6 +161,29 @@ def pack_examples(dataset: Dataset, capacity: int, num_eos: int) -> Dataset:
         fn_kwargs={"dataset": dataset},
         desc=f"Packing into rows of {capacity} tokens",
     )
+
+
+def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Share documents over rows: the longest first, each into the fullest row that still has room.
+
+    Args:
+        lengths: tokens of each document, at most `capacity`.
+        capacity: tokens of a row.
+
+    Returns:
+        The documents of each row, as indices into `lengths`.
+    """
+    rows: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # (room left, row), ascending
+    for document in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        place = bisect.bisect_left(spaces, (lengths[document], -1))
+        if place == len(spaces):
+            spaces.append((capacity, len(rows)))
+            rows.append([])
+        room, row = spaces.pop(place)
+        rows[row].append(document)
+        bisect.insort(spaces, (room - lengths[document], row))
+    return rows
 
 
 def _finish(example: dict, max_length: int, eos_token_id: int, mask_token_id: int, vocab_size: int) -> dict:
