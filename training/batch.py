@@ -18,6 +18,8 @@ from llada_core.diffusion import draw_uniform, row_generators, row_seed
 
 from .noise import ATTENTION_STREAM, IGNORE_INDEX, TURN_STREAM
 
+# Attention implementations that take the block-diagonal mask of packed rows.
+PACKING_ATTENTION = ("eager", "sdpa")
 # Columns of the data that the collator reads.
 COLUMNS = ["input_ids", "labels", "example_id", "is_cut"]
 
@@ -209,3 +211,17 @@ def pack_rows(input_ids: Tensor, is_masked: Tensor, lengths: Tensor, packed_row:
         "attention_mask": (document[:, None, :, None] == document[:, None, None, :]),
         "logits_positions": lay_out(is_masked, False),
     }
+
+
+def check_attention(implementation: str) -> None:
+    """Refuse attention that would let packed documents see each other.
+
+    Raises:
+        ValueError: unless `implementation` takes a block-diagonal mask.
+    """
+    if implementation not in PACKING_ATTENTION:
+        raise ValueError(
+            f"`packing` needs the attention implementation {' or '.join(PACKING_ATTENTION)}, which keeps documents "
+            f"apart by a mask, got {implementation!r}; load the model with attn_implementation='sdpa', or leave "
+            "`packing` out."
+        )

@@ -51,6 +51,11 @@ FIXED_OPTIONS = {
 }
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of a class of options, with what `--help` says of it."""
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class DiffusionOptions:
     """Options that every training shares. A mix-in; list it before the class of training arguments in the bases.
@@ -61,66 +66,47 @@ class DiffusionOptions:
 
     fixed_options: ClassVar[dict[str, tuple[Any, str]]] = FIXED_OPTIONS
 
-    model: Optional[str] = field(
-        default=None,
-        metadata={"help": "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew."},
+    model: Optional[str] = option(
+        None, "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew."
     )
-    attn_implementation: Optional[str] = field(
-        default=None,
-        metadata={"help": "Attention while training: sdpa or eager. Short sequences train faster on a CPU with eager."},
+    attn_implementation: Optional[str] = option(
+        None, "Attention while training: sdpa or eager. Short sequences train faster on a CPU with eager."
     )
-    tokenizer: Optional[str] = field(
-        default=None, metadata={"help": "Folder or Hub id of the tokenizer. Unset: the one beside `model`."}
+    tokenizer: Optional[str] = option(None, "Folder or Hub id of the tokenizer. Unset: the one beside `model`.")
+    train_data: Optional[list[str]] = option(
+        None, "Text files (.txt), JSON-lines files (.jsonl), or one data set's name or folder."
     )
-    train_data: Optional[list[str]] = field(
-        default=None,
-        metadata={"help": "Text files (.txt), JSON-lines files (.jsonl), or one data set's name or folder."},
+    validation_data: Optional[list[str]] = option(
+        None, "As `train_data`, for evaluation. Needed when `eval_strategy` is not no."
     )
-    validation_data: Optional[list[str]] = field(
-        default=None, metadata={"help": "As `train_data`, for evaluation. Needed when `eval_strategy` is not no."}
-    )
-    dataset_config_name: Optional[str] = field(default=None, metadata={"help": "Configuration of the named data set."})
-    train_split: str = field(default="train", metadata={"help": "Split of a named data set to train on."})
-    validation_split: str = field(default="validation", metadata={"help": "Split of a named data set to evaluate on."})
+    dataset_config_name: Optional[str] = option(None, "Configuration of the named data set.")
+    train_split: str = option("train", "Split of a named data set to train on.")
+    validation_split: str = option("validation", "Split of a named data set to evaluate on.")
 
-    noise_eps: float = field(
-        default=NOISE_EPS, metadata={"help": "Smallest masking probability; not used with `exact_count`."}
+    noise_eps: float = option(NOISE_EPS, "Smallest masking probability; not used with `exact_count`.")
+    exact_count: bool = option(
+        False, "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."
     )
-    exact_count: bool = field(
-        default=False,
-        metadata={"help": "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."},
+    low_discrepancy: bool = option(
+        False, "Spread the noise levels of an optimizer step evenly over (0, 1]; each alone stays uniform."
     )
-    low_discrepancy: bool = field(
-        default=False,
-        metadata={"help": "Spread the noise levels of an optimizer step evenly over (0, 1]; each alone stays uniform."},
+    num_noise_samples: int = option(
+        1, "Noise draws per example and step, averaged; each costs a pass over the example."
     )
-    num_noise_samples: int = field(
-        default=1, metadata={"help": "Noise draws per example and step, averaged; each costs a pass over the example."}
+    complementary_masks: bool = option(
+        False, "Half of the draws mask just what the other half left, so that every token is learnt from."
     )
-    complementary_masks: bool = field(
-        default=False,
-        metadata={"help": "Half of the draws mask just what the other half left, so that every token is learnt from."},
-    )
-    save_dtype: Optional[str] = field(
-        default=None,
-        metadata={"help": "Data type of the final weights: float32, bfloat16 or float16. Unset: as trained."},
+    save_dtype: Optional[str] = option(
+        None, "Data type of the final weights: float32, bfloat16 or float16. Unset: as trained."
     )
 
-    decay_steps: float = field(
-        default=0.1, metadata={"help": "Steps of the falling phase: a number, or a fraction of all steps if below 1."}
-    )
-    decay_type: str = field(default="linear", metadata={"help": "Shape of the falling phase: linear, cosine, 1-sqrt."})
-    min_lr_ratio: float = field(
-        default=0.0, metadata={"help": "Learning rate before warm-up and at the end, as a share of the highest."}
-    )
+    decay_steps: float = option(0.1, "Steps of the falling phase: a number, or a fraction of all steps if below 1.")
+    decay_type: str = option("linear", "Shape of the falling phase: linear, cosine, 1-sqrt.")
+    min_lr_ratio: float = option(0.0, "Learning rate before warm-up and at the end, as a share of the highest.")
     # Fields of TrainingArguments with another default here.
-    lr_scheduler_type: Union[SchedulerType, str] = field(
-        default=WARMUP_STABLE_DECAY, metadata={"help": "Schedule of the learning rate."}
-    )
-    warmup_steps: float = field(
-        default=0.01, metadata={"help": "Steps of the rising phase: a number, or a fraction of all steps if below 1."}
-    )
-    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of AdamW."})
+    lr_scheduler_type: Union[SchedulerType, str] = option(WARMUP_STABLE_DECAY, "Schedule of the learning rate.")
+    warmup_steps: float = option(0.01, "Steps of the rising phase: a number, or a fraction of all steps if below 1.")
+    weight_decay: float = option(0.1, "Weight decay of AdamW.")
 
     def __post_init__(self) -> None:
         # transformers 4 knows only whole warm-up steps; `get_warmup_steps` below reads both.
@@ -253,7 +239,12 @@ class DiffusionTrainer(ResumableTrainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         batches = self._settle_rows(batches, self.args.seed, self.state.global_step)
         self._draw_noise_levels(batches)
-        counts = self._count(batches, device)
+        counts = torch.zeros(3, dtype=torch.long, device=device)  # maskable tokens, tokens, items of the loss
+        for batch in batches:
+            is_maskable = batch["labels"] != IGNORE_INDEX
+            items = is_maskable.any(-1) if self.loss_normalization == "answer" else is_maskable
+            counts += torch.stack([is_maskable.sum(), batch["lengths"].sum(), items.sum()]).to(device)
+        counts = self.accelerator.reduce(counts, reduction="sum")
         num_maskable, num_seen, _ = counts.tolist()
         self._step_metrics.start_step(num_maskable * self.args.num_noise_samples, num_seen)
         return batches, counts[2].clamp(min=1)
@@ -278,15 +269,6 @@ class DiffusionTrainer(ResumableTrainer):
             )
             num_before += len(ids)
 
-    def _count(self, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """Maskable tokens, tokens, and items that the loss is divided by, over all processes; int64 [3]."""
-        counts = torch.zeros(3, dtype=torch.long, device=device)
-        for batch in batches:
-            is_maskable = batch["labels"] != IGNORE_INDEX
-            items = is_maskable.any(-1) if self.loss_normalization == "answer" else is_maskable
-            counts += torch.stack([is_maskable.sum(), batch["lengths"].sum(), items.sum()]).to(device)
-        return self.accelerator.reduce(counts, reduction="sum")
-
     # 3 to 6: masks, forward, loss
 
     def compute_loss(
@@ -294,24 +276,22 @@ class DiffusionTrainer(ResumableTrainer):
         model: Any,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Optional[Union[Tensor, int]] = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of one batch: its share of the mean over the optimizer step, times the number of processes.
 
-        Processes average their gradients, so the factor makes the average a sum.
+        Processes average their gradients, so the factor makes the average a sum. Batch and number of items are those
+        of `get_batch_samples`.
         """
         args = self.args
         noisy, predictions = self._predict(
             model, inputs, args.seed, self.state.global_step, args.exact_count, args.complementary_masks
         )
         self._step_metrics.update(predictions, noisy)
-        if num_items_in_batch is None:
-            num_items_in_batch = self._count([inputs], inputs["input_ids"].device)[2].clamp(min=1)
-        num_items = num_items_in_batch * args.num_noise_samples
+        num_draws = args.num_noise_samples
+        num_items = num_items_in_batch * num_draws
         if self.loss_normalization == "answer":
-            loss = sft_loss(
-                predictions.token_losses, noisy, inputs["labels"].repeat(args.num_noise_samples, 1), num_items
-            )
+            loss = sft_loss(predictions.token_losses, noisy, inputs["labels"].repeat(num_draws, 1), num_items)
         else:
             loss = pretraining_loss(predictions.token_losses, noisy, num_items)
         loss = loss * self.accelerator.num_processes
@@ -344,8 +324,7 @@ class DiffusionTrainer(ResumableTrainer):
         return noisy, score_masked(logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
 
     def _model_inputs(self, noisy: NoisyBatch, inputs: dict[str, Tensor], num_draws: int) -> dict[str, Any]:
-        """Arguments of the model; documents of a packed batch move into their rows. Logits come in the order of
-        `noisy.is_masked`."""
+        """Arguments of the model: packed documents move into their rows. Logits keep the order of `noisy.is_masked`."""
         lengths = inputs["lengths"].repeat(num_draws)
         if "packed_row" in inputs:
             row = inputs["packed_row"]
@@ -417,7 +396,7 @@ class DiffusionTrainer(ResumableTrainer):
 
 
 def check_model(config: Any) -> None:
-    """Refuse the config of a model that is no LLaDA, or has no mask token.
+    """Refuse the config of a model that is not a LLaDA model, or has no mask token.
 
     Raises:
         ValueError: in these cases.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from llada_core.diffusion import NoisyBatch
 
 from .batch import LLaDACollator, annealed_attention_mask, set_lengths
-from .diffusion_trainer import EVALUATION_STEP, DiffusionOptions, DiffusionTrainer, check_model, pad_id_of
+from .diffusion_trainer import EVALUATION_STEP, DiffusionOptions, DiffusionTrainer, check_model, option, pad_id_of
 from .noise import random_lengths
 
 # Share of the pre-training sequences that are cut to a random length (LLaDA, arXiv:2502.09992, section 2.2).
@@ -32,35 +32,29 @@ class LLaDAPretrainingConfig(DiffusionOptions, TrainingArguments):
     Not handled: streaming data sets, packing with separated documents.
     """
 
-    output_dir: str = field(
-        default="llada-pretraining", metadata={"help": "Folder for checkpoints, the final model and the loss curve."}
+    output_dir: str = option("llada-pretraining", "Folder for checkpoints, the final model and the loss curve.")
+    model_config: Optional[Union[dict, str]] = option(
+        None,
+        "Fields of LLaDAConfig for a fresh model: a mapping, or the path of a JSON file. Token ids and the "
+        "vocabulary size come from the tokenizer unless given.",
     )
-    model_config: Optional[Union[dict, str]] = field(
-        default=None,
-        metadata={
-            "help": "Fields of LLaDAConfig for a fresh model: a mapping, or the path of a JSON file. Token ids and the "
-            "vocabulary size come from the tokenizer unless given."
-        },
-    )
-    text_column: str = field(default="text", metadata={"help": "Column that holds a document's text."})
-    dataset_num_proc: Optional[int] = field(default=None, metadata={"help": "Processes that tokenise the documents."})
+    text_column: str = option("text", "Column that holds a document's text.")
+    dataset_num_proc: Optional[int] = option(None, "Processes that tokenise the documents.")
 
-    sequence_length: int = field(default=4096, metadata={"help": "Tokens of each training sequence."})
-    random_length_probability: float = field(
-        default=RANDOM_LENGTH_PROBABILITY,
-        metadata={"help": "Share of the sequences that are cut to a length drawn uniformly from 1 to their length."},
+    sequence_length: int = option(4096, "Tokens of each training sequence.")
+    random_length_probability: float = option(
+        RANDOM_LENGTH_PROBABILITY,
+        "Share of the sequences that are cut to a length drawn uniformly from 1 to their length.",
     )
-    attention_annealing_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Steps over which attention goes from causal to bidirectional, to go on from an autoregressive "
-            "model. 0: bidirectional from the start."
-        },
+    attention_annealing_steps: int = option(
+        0,
+        "Steps over which attention goes from causal to bidirectional, to go on from an autoregressive "
+        "model. 0: bidirectional from the start.",
     )
     # Fields of TrainingArguments with another default here.
-    learning_rate: float = field(default=4e-4, metadata={"help": "Highest learning rate."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data, unless `max_steps` is set."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (a fraction if below 1)."})
+    learning_rate: float = option(4e-4, "Highest learning rate.")
+    num_train_epochs: float = option(1.0, "Passes over the data, unless `max_steps` is set.")
+    logging_steps: float = option(10, "Log every so many steps (a fraction if below 1).")
 
     def __post_init__(self) -> None:
         super().__post_init__()

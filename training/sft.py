@@ -1,7 +1,7 @@
 """Fine-tuning: the options, and TRL's `SFTTrainer` with the masked diffusion loss on responses."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 import torch
@@ -10,19 +10,19 @@ from torch import Tensor
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
-from .batch import COLUMNS, LLaDACollator, draw_turns, lengths_with_eos, set_lengths
+from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
 from .diffusion_trainer import (
     EVALUATION_STEP,
     FIXED_OPTIONS,
     DiffusionOptions,
     DiffusionTrainer,
     check_model,
+    option,
     pad_id_of,
     register_auto_classes,
 )
 from .loss import LOSS_NORMALIZATIONS
 from .sft_data import (
-    check_attention,
     check_conversations,
     check_dataset,
     check_tokenizer,
@@ -69,54 +69,40 @@ class LLaDASFTConfig(DiffusionOptions, SFTConfig):
 
     fixed_options: ClassVar[dict] = FIXED_OPTIONS | SFT_FIXED_OPTIONS
 
-    loss_normalization: str = field(
-        default="answer",
-        metadata={
-            "help": "What the loss is divided by. answer: each answer's length, then the number of rows, as in the "
-            "paper. token: the answer tokens of the whole optimizer step."
-        },
+    loss_normalization: str = option(
+        "answer",
+        "What the loss is divided by. answer: each answer's length, then the number of rows, as in the "
+        "paper. token: the answer tokens of the whole optimizer step.",
     )
     # A number may also be an int; parsers of dataclasses would take nothing else if the type said so.
-    eos_fill: str = field(
-        default=FILL_BATCH,
-        metadata={
-            "help": "End-of-text tokens after an answer, which are learnt. batch: up to the longest row of the "
-            "optimizer step, as in the paper. A number: so many beyond the first. Evaluation with batch has one."
-        },
+    eos_fill: str = option(
+        FILL_BATCH,
+        "End-of-text tokens after an answer, which are learnt. batch: up to the longest row of the "
+        "optimizer step, as in the paper. A number: so many beyond the first. Evaluation with batch has one.",
     )
-    turns: str = field(
-        default="random",
-        metadata={
-            "help": "Turns of a conversation that are learnt. random: one, drawn anew each time, with the history as "
-            "its prompt, as in the paper. all: every assistant turn at once."
-        },
+    turns: str = option(
+        "random",
+        "Turns of a conversation that are learnt. random: one, drawn anew each time, with the history as "
+        "its prompt, as in the paper. all: every assistant turn at once.",
     )
 
     # Fields of SFTConfig with another default here.
-    max_length: Optional[int] = field(
-        default=None,
-        metadata={"help": "Longest row in tokens; answers are cut there. Unset: the model's max_sequence_length."},
+    max_length: Optional[int] = option(
+        None, "Longest row in tokens; answers are cut there. Unset: the model's max_sequence_length."
     )
-    eval_packing: Optional[bool] = field(default=False, metadata={"help": "Not supported: evaluation is never packed."})
-    assistant_only_loss: Optional[bool] = field(
-        default=None, metadata={"help": "Conversations are always learnt on the assistant's turns alone."}
+    eval_packing: Optional[bool] = option(False, "Not supported: evaluation is never packed.")
+    assistant_only_loss: Optional[bool] = option(
+        None, "Conversations are always learnt on the assistant's turns alone."
     )
-    bf16: Optional[bool] = field(
-        default=None,
-        metadata={"help": "Compute in bfloat16. Unset: where there is an accelerator, unless fp16 is set."},
+    bf16: Optional[bool] = option(
+        None, "Compute in bfloat16. Unset: where there is an accelerator, unless fp16 is set."
     )
-    learning_rate: float = field(default=2.5e-5, metadata={"help": "Highest learning rate."})
-    warmup_steps: float = field(
-        default=50,
-        metadata={
-            "help": "Steps of the rising phase: a number, or a fraction of all steps if below 1; at most half of the "
-            "training."
-        },
+    learning_rate: float = option(2.5e-5, "Highest learning rate.")
+    warmup_steps: float = option(
+        50, "Steps of the rising phase: a number, or a fraction of all steps if below 1; at most half of the training."
     )
-    min_lr_ratio: float = field(
-        default=0.1, metadata={"help": "Learning rate before warm-up and at the end, as a share of the highest."}
-    )
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data, unless `max_steps` is set."})
+    min_lr_ratio: float = option(0.1, "Learning rate before warm-up and at the end, as a share of the highest.")
+    num_train_epochs: float = option(3.0, "Passes over the data, unless `max_steps` is set.")
 
     def __post_init__(self) -> None:
         # Elsewhere TRL turns it on; most CPUs emulate it.

@@ -19,9 +19,9 @@ from .command import (
     run_training,
     save_model,
 )
+from .data import load_examples
 from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
-from .sft_sources import load_examples
 
 COMMAND = "llada train sft"
 DESCRIPTION = (

@@ -5,8 +5,8 @@ import torch
 from datasets import Dataset
 
 from llada_training import LLaDACollator
-from llada_training.batch import pack_rows
-from llada_training.sft_data import best_fit, check_attention, pack_examples
+from llada_training.batch import check_attention, pack_rows
+from llada_training.sft_data import best_fit, pack_examples
 
 ROWS = [
     {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "example_id": 3, "is_cut": False},
