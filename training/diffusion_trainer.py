@@ -237,7 +237,7 @@ class DiffusionTrainer(ResumableTrainer):
             The batches, and what their loss is divided by: items of the whole step, over accumulation and processes.
         """
         batches = list(itertools.islice(epoch_iterator, num_batches))
-        batches = self._settle_rows(batches, self.args.seed, self.state.global_step)
+        batches = self._prepare_rows(batches, self.args.seed, self.state.global_step)
         self._draw_noise_levels(batches)
         counts = torch.zeros(3, dtype=torch.long, device=device)  # maskable tokens, tokens, items of the loss
         for batch in batches:
@@ -249,7 +249,7 @@ class DiffusionTrainer(ResumableTrainer):
         self._step_metrics.start_step(num_maskable * self.args.num_noise_samples, num_seen)
         return batches, counts[2].clamp(min=1)
 
-    def _settle_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
+    def _prepare_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
         """Change the rows of an optimizer step, or of an evaluation batch (`EVALUATION_STEP`), before the masking."""
         return batches
 
@@ -343,7 +343,7 @@ class DiffusionTrainer(ResumableTrainer):
         Returns:
             None, the per-example sums that `_evaluation_metrics` averages; [batch, 6], and the example ids; [batch].
         """
-        (inputs,) = self._settle_rows([self._prepare_inputs(inputs)], EVALUATION_SEED, EVALUATION_STEP)
+        (inputs,) = self._prepare_rows([self._prepare_inputs(inputs)], EVALUATION_SEED, EVALUATION_STEP)
         inputs["noise_levels"] = low_discrepancy_noise_levels(inputs["example_id"])
         with torch.no_grad(), self.compute_loss_context_manager():
             noisy, predictions = self._predict(model, inputs, EVALUATION_SEED, EVALUATION_STEP, exact_count=True)

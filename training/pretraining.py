@@ -97,7 +97,7 @@ class LLaDAPretrainingTrainer(DiffusionTrainer):
         options: further arguments of `Trainer`; `compute_metrics` and `compute_loss_func` do not apply.
 
     Raises:
-        ValueError: for a model without a mask token or that is no LLaDA, for data without `example_id`, and for
+        ValueError: for a model without a mask token or that is not a LLaDA model, for data without `example_id`, and for
             options that cannot apply.
 
     Source: LLaDA (arXiv:2502.09992), algorithm 1.
@@ -129,7 +129,7 @@ class LLaDAPretrainingTrainer(DiffusionTrainer):
             **options,
         )
 
-    def _settle_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
+    def _prepare_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
         """Cut some rows of an optimizer step short."""
         probability = self.args.random_length_probability
         if step == EVALUATION_STEP or not probability:
@@ -160,7 +160,7 @@ def _read_mapping(text_or_path: str) -> dict:
     if not text.lstrip().startswith("{"):
         if not os.path.isfile(text_or_path):
             raise ValueError(
-                f"`model_config` must be a mapping or the path of a JSON file, got {text_or_path!r}, which is no file."
+                f"`model_config` must be a mapping or the path of a JSON file, got {text_or_path!r}, which does not exist."
             )
         with open(text_or_path, encoding="utf-8") as file:
             text = file.read()

@@ -161,7 +161,7 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             `compute_loss_func`, `preprocess_logits_for_metrics` and `data_collator` do not apply.
 
     Raises:
-        ValueError: for a model without a mask token or that is no LLaDA, a tokenizer without EOS, a chat template
+        ValueError: for a model without a mask token or that is not a LLaDA model, a tokenizer without EOS, a chat template
             that marks no responses, data without responses or with the mask token, attention that cannot keep packed
             documents apart, and options that cannot apply.
 
@@ -241,7 +241,7 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             finished = finished.shuffle(seed=args.seed)
         return pack_examples(finished, self._max_length, 1 + args.num_extra_eos) if packing else finished
 
-    def _settle_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
+    def _prepare_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
         """Draw each row's turn, then add end-of-text tokens: in evaluation as many as depend on the example alone."""
         args, longest = self.args, 0
         if args.turns == "random":
@@ -258,7 +258,7 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
         """Tokens of the longest row with one EOS, over accumulation and processes."""
         longest = torch.zeros(1, dtype=torch.long, device=self.accelerator.device)
         for batch in batches:
-            longest = torch.maximum(longest, lengths_with_eos(batch, self._max_length).max())
+            longest = torch.maximum(longest, lengths_with_eos(batch, self._max_length).max().to(longest.device))
         return int(self.accelerator.gather(longest).max())
 
 
