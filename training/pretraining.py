@@ -97,7 +97,7 @@ class LLaDAPretrainingTrainer(DiffusionTrainer):
         options: further arguments of `Trainer`; `compute_metrics` and `compute_loss_func` do not apply.
 
     Raises:
-        ValueError: for a model without a mask token or that is not a LLaDA model, for data without `example_id`, and for
+        ValueError: for a model that is not a LLaDA model or has no mask token, for data without `example_id`, and for
             options that cannot apply.
 
     Source: LLaDA (arXiv:2502.09992), algorithm 1.
@@ -160,7 +160,8 @@ def _read_mapping(text_or_path: str) -> dict:
     if not text.lstrip().startswith("{"):
         if not os.path.isfile(text_or_path):
             raise ValueError(
-                f"`model_config` must be a mapping or the path of a JSON file, got {text_or_path!r}, which does not exist."
+                f"`model_config` must be a mapping or the path of a JSON file, got {text_or_path!r}, which does not "
+                "exist."
             )
         with open(text_or_path, encoding="utf-8") as file:
             text = file.read()

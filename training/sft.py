@@ -161,9 +161,9 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             `compute_loss_func`, `preprocess_logits_for_metrics` and `data_collator` do not apply.
 
     Raises:
-        ValueError: for a model without a mask token or that is not a LLaDA model, a tokenizer without EOS, a chat template
-            that marks no responses, data without responses or with the mask token, attention that cannot keep packed
-            documents apart, and options that cannot apply.
+        ValueError: for a model that is not a LLaDA model or has no mask token, a tokenizer without EOS, a chat
+            template that marks no responses, data without responses or with the mask token, attention that cannot keep
+            packed documents apart, and options that cannot apply.
 
     Source: LLaDA (arXiv:2502.09992), section 2.3, appendix B.1 and algorithm 2.
     """
