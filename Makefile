@@ -1,7 +1,8 @@
 # Sets up, tests and tries out the project; `make help` lists the targets.
 #
 # A target makes the environment it needs, once: it is installed again only when pyproject.toml or its constraints
-# change. PYTHON=python3.12 chooses the interpreter; PIP_FLAGS= shows what pip does.
+# change. `make demo` installs what generation needs; the targets that need more add it to the same environment.
+# PYTHON=python3.12 chooses the interpreter; PIP_FLAGS= shows what pip does; WORKERS=0 tests in one process.
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
@@ -10,14 +11,18 @@
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 PIP_FLAGS ?= --quiet
 PYTEST_FLAGS ?=
+WORKERS ?= 2
+MIN_PYTHON := $(shell sed -n 's/^requires-python = ">=\(.*\)"$$/\1/p' pyproject.toml)
 
 VENV := .venv
 OPTIMUM_VENV := .venv-optimum
+# Present when an environment can generate, and when everything is installed in it.
+CORE_READY := $(VENV)/.core-ready
 READY := $(VENV)/.ready
 OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
 
 # The packages as (folder, installed name): mypy looks for installed names.
-PACKAGES := modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
+PACKAGES := llada:llada modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
 	evaluation:llada_evaluation cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
 
@@ -27,6 +32,9 @@ OPTIMUM_MARKERS ?= not newest_only
 
 # Nothing in the tests or the demonstration asks the Hub.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Tests run in parallel with one thread each; the slowest stand in build/durations.txt.
+PYTEST := OMP_NUM_THREADS=1 $(OFFLINE)
+IN_PARALLEL := --numprocesses $(WORKERS) --dist worksteal --durations 50
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,14 +42,14 @@ help: ## list the targets
 setup: $(READY) ## make .venv and install the project into it
 	@echo "$(VENV) is ready: $$($(VENV)/bin/llada --version), transformers $$($(VENV)/bin/python -c 'from importlib.metadata import version as v; print(v("transformers"), "and torch", v("torch"))')"
 
-demo: $(READY) ## ask the bundled model three questions
+demo: $(CORE_READY) ## ask the bundled model three questions
 	@echo "Asking the bundled model: llada generate …"
 	@$(OFFLINE) $(VENV)/bin/llada generate --chat --max-new-tokens 32 "What is the capital of France?" \
 		"What is the largest planet in the solar system?" "What do you call a baby cat?"
 
 test: $(READY) ## run the tests
 	@echo "Testing in $(VENV) …"
-	@$(OFFLINE) $(VENV)/bin/pytest $(PYTEST_FLAGS)
+	@$(PYTEST) $(VENV)/bin/pytest $(IN_PARALLEL) $(PYTEST_FLAGS)
 
 check: $(READY) ## formatting, lint and types
 	@echo "Formatting: ruff format --check"
@@ -54,42 +62,53 @@ check: $(READY) ## formatting, lint and types
 	@cd $(TYPED) && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 		--python-executable $(CURDIR)/$(VENV)/bin/python $(foreach package,$(PACKAGES),-p $(lastword $(subst :, ,$(package))))
 
-bench: $(READY) ## measure the speed of generation
+bench: $(CORE_READY) ## measure the speed of generation
 	@echo "Measuring: benchmarks/generation_speed.py"
-	@$(OFFLINE) $(VENV)/bin/python benchmarks/generation_speed.py
+	@env $(OFFLINE) $$($(VENV)/bin/python -m llada_core.host) $(VENV)/bin/python benchmarks/generation_speed.py
 
 setup-optimum: $(OPTIMUM_READY) ## make .venv-optimum: transformers 4.57, Optimum, ONNX Runtime, OpenVINO
 	@echo "$(OPTIMUM_VENV) is ready: $$($(OPTIMUM_VENV)/bin/llada --version), transformers $$($(OPTIMUM_VENV)/bin/python -c 'from importlib.metadata import version as v; print(v("transformers"), "and optimum", v("optimum"))')"
 
 test-optimum: $(OPTIMUM_READY) ## run the model, remote-code and generation tests under transformers 4.57
 	@echo "Testing in $(OPTIMUM_VENV) …"
-	@$(OFFLINE) $(OPTIMUM_VENV)/bin/pytest -m "$(OPTIMUM_MARKERS)" $(PYTEST_FLAGS) $(OPTIMUM_TESTS)
+	@$(PYTEST) $(OPTIMUM_VENV)/bin/pytest $(IN_PARALLEL) -m "$(OPTIMUM_MARKERS)" $(PYTEST_FLAGS) $(OPTIMUM_TESTS)
 
-$(READY): pyproject.toml constraints/newest.txt
-	$(call install,$(VENV),constraints/newest.txt,train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev)
+$(CORE_READY): pyproject.toml constraints/newest.txt
+	$(call install,$(VENV),constraints/newest.txt,.)
+	$(call finish,$(VENV),.core-ready)
+
+$(READY): $(CORE_READY)
+	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev])
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
-	@$(VENV)/bin/python -m pip install $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
+	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."
+	$(call finish,$(VENV),.core-ready .ready)
 
 $(OPTIMUM_READY): pyproject.toml constraints/optimum.txt
-	$(call install,$(OPTIMUM_VENV),constraints/optimum.txt,optimum$(comma)train$(comma)gguf$(comma)dev)
+	$(call install,$(OPTIMUM_VENV),constraints/optimum.txt,.[optimum$(comma)train$(comma)gguf$(comma)dev])
+	$(call finish,$(OPTIMUM_VENV),.ready)
 
 comma := ,
 
-# $(call install,ENVIRONMENT,CONSTRAINTS,EXTRAS). The file .incomplete lies in an environment while it is worked on: one
-# that was interrupted is made afresh. The build tool is pinned and installed first, so that the build needs no other.
+# $(call install,ENVIRONMENT,CONSTRAINTS,PROJECT[EXTRAS]), then $(call finish,ENVIRONMENT,MARKERS). The file .incomplete
+# lies in an environment while it is worked on, and the markers do not: one that was interrupted is made afresh. The
+# build tool is pinned and installed first, so that the build needs no other; most files are never imported, so none is
+# compiled beforehand.
 define install
-@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	echo "Python 3.11 or newer is needed (the pinned versions need it), but $(PYTHON) is" \
-		"$$($(PYTHON) --version 2>&1 | head -1). Name another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTHON)".split("."))))' 2>/dev/null || { \
+	echo "Python $(MIN_PYTHON) or newer is needed, but $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>&1 | head -1). Name another: make PYTHON=python$(MIN_PYTHON) $(MAKECMDGOALS)" >&2; exit 1; }
 @if [ -e $(1)/.incomplete ] || ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
 	echo "Making $(1) with $$($(PYTHON) --version)"; \
 	rm -rf $(1) && mkdir $(1) && touch $(1)/.incomplete && $(PYTHON) -m venv $(1); \
 fi
-@rm -f $(1)/.ready && touch $(1)/.incomplete
-@echo "Installing llada-hf[$(3)] into $(1), versions from $(2) (a minute or more) …"
-@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) setuptools wheel
-@$(1)/bin/python -m pip install $(PIP_FLAGS) --constraint $(2) --no-build-isolation --editable ".[$(3)]"
+@touch $(1)/.incomplete && rm -f $(1)/.core-ready $(1)/.ready
+@echo "Installing $(3) into $(1), versions from $(2) …"
+@$(1)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint $(2) setuptools wheel
+@$(1)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint $(2) --no-build-isolation --editable "$(3)"
 @$(1)/bin/python -m pip check
-@rm -f $(1)/.incomplete && touch $@
+endef
+
+define finish
+@touch $(addprefix $(1)/,$(2)) && rm -f $(1)/.incomplete
 endef

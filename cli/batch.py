@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llada_core.loading import Checkpoint
 from llada_core.tokenization import encode_chat
 from llada_evaluation import model_digest
 from modeling_llada import LLaDAAnswer, generate_many
@@ -20,7 +21,6 @@ from modeling_llada.generation_config_llada import DEFAULTS
 from .answer_file import AnswerFile
 from .display import cut_at_stop
 from .generate import active_stop_ids, decode_answer, load_with_notice, open_length
-from .loading import Checkpoint
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
 
 

@@ -1,4 +1,4 @@
-"""`llada chat`: a conversation in the terminal, or with one user's turn a line from stdin."""
+"""`llada chat`: a conversation on a terminal, or answers to stdin, one user's turn per line."""
 
 import sys
 from collections.abc import Iterator
@@ -40,10 +40,12 @@ class Conversation:
             The encoded conversation, which ends where the assistant begins; and the number of exchanges dropped.
 
         Raises:
-            ValueError: if the turn is too long on its own or holds the mask token; the conversation is then as before.
+            ValueError: if the turn is too long on its own or contains the mask token; the conversation stays as it was.
         """
         if self.tokenizer.mask_token in text:
-            raise ValueError(f"A turn may not hold {self.tokenizer.mask_token}; `llada generate --infill` fills masks.")
+            raise ValueError(
+                f"A turn must not contain {self.tokenizer.mask_token}; `llada generate --infill` fills masks."
+            )
         turn = {"role": "user", "content": text}
         for num_dropped in range(len(self.turns) // 2 + 1):
             turns = [*self.turns[2 * num_dropped :], turn]

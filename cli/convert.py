@@ -1,4 +1,4 @@
-"""`llada convert`: makes LLaDA checkpoints of others; each sub-command imports what it needs when it runs."""
+"""`llada convert`: makes LLaDA checkpoints from others; each sub-command imports what it needs when it runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +10,9 @@ from .options import reports_errors
 app = typer.Typer(no_args_is_help=True, help="Convert a checkpoint; each sub-command has its own --help.")
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder or Hub id of the checkpoint.", show_default=False)]
-Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to make.", show_default=False)]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.", show_default=False)]
 Dtype = Annotated[
-    str, typer.Option(help="Data type of the weights: float32, bfloat16, float16, or auto: as the source has it.")
+    str, typer.Option(help="Data type of the weights: float32, bfloat16, float16, or auto: the source's.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the checkpoint in DST.")]
 
@@ -36,9 +36,9 @@ def autoregressive(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Make a LLaDA checkpoint of a Llama or Mistral one: the causal mask goes, a mask token comes.
+    """Make a LLaDA checkpoint from a Llama or Mistral one: no causal mask, one mask token more.
 
-    The weights stay as they are; train the result before use, with llada train pretrain.
+    The weights do not change; train the result before use, with llada train pretrain.
     """
     from transformers.utils import logging
 
@@ -47,7 +47,7 @@ def autoregressive(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     options = {"gguf_file": gguf_file, "dtype": dtype, "mask_token": mask_token, "init_from": init_from}
-    folder = convert_autoregressive(source, target, **options, force=force)  # type: ignore[arg-type]
+    folder = convert_autoregressive(source, target, **options, force=force)
     print(f"LLaDA checkpoint: {folder}")
     print(f"Train it before use: llada train pretrain --model {folder} --attention_annealing_steps 200 …")
 
@@ -62,17 +62,18 @@ def official(
         bool, typer.Option("--link", help="Hard-link the weight files instead of copying them; they stay shared.")
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare every tensor's bytes and the logits with SRC before DST appears.")
+        bool,
+        typer.Option("--verify", help="Compare every tensor's bytes and the logits with SRC before DST is created."),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)] = None,
     force: Force = False,
 ) -> None:
-    """Put our code and repaired tokenizer files beside the weights of LLaDA-8B-Base, -Instruct or -1.5.
+    """Add current code and repaired tokenizer files to LLaDA-8B-Base, -Instruct or -1.5.
 
-    The weight files are copied as they are. It also reads Llama's tensor names and writes them (--layout llama).
+    The weight files are copied unchanged. Llama's tensor names are read too, and written with --layout llama.
     """
     from llada_conversion import convert_official
 
     options = {"layout": layout, "link": link, "verify": verify, "revision": revision}
-    folder = convert_official(source, target, **options, force=force)  # type: ignore[arg-type]
+    folder = convert_official(source, target, **options, force=force)
     print(f"LLaDA checkpoint: {folder}{' (verified)' if verify else ''}")

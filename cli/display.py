@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -12,7 +12,6 @@ from rich.segment import Segment
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
-from typing_extensions import Self
 
 MASK_STYLE, FRESH_STYLE, PROMPT_STYLE = "dim", "bold green", "dim"
 SECONDS_PER_FRAME = 0.05
@@ -24,7 +23,7 @@ def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None
     """Decide where the canvas is shown.
 
     Args:
-        answers_on_stdout: whether stdout is meant for a reader that is no person, such as JSON.
+        answers_on_stdout: whether stdout is read by a program, as JSON is.
         quiet: show no canvas at all.
 
     Returns:

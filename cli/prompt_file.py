@@ -34,14 +34,14 @@ class PromptFile:
 
 
 def read_prompt_file(path: Path) -> PromptFile:
-    """Read the prompts: JSON lines, or in a file named .txt one prompt a line. Blank lines are left out.
+    """Read the prompts: JSON lines, or in a file named .txt one prompt per line. Blank lines are skipped.
 
     A JSON line is an object with either `prompt`, a text, or `messages`, a list of objects with the texts `role` and
     `content`.
 
     Raises:
         OSError: for a file that cannot be read.
-        ValueError: for a file without a prompt or that is not UTF-8, and for a line that is no such object.
+        ValueError: for a file without prompts or that is not UTF-8, and for a line that is not such an object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`; `--input` takes a file of prompts.")
@@ -57,7 +57,7 @@ def read_prompt_file(path: Path) -> PromptFile:
             record = {"prompt": line.rstrip("\r")} if path.suffix == ".txt" else _parse(line, place)
             lines.append(PromptLine(index, place, record))
     if not lines:
-        raise ValueError(f"`{path}` holds no prompt; write one a line.")
+        raise ValueError(f"`{path}` has no prompts; write one per line.")
     return PromptFile(lines, hashlib.sha256(content).hexdigest())
 
 
@@ -66,7 +66,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error}); write one object a line.") from None
+        raise ValueError(f"{place} is not JSON ({error}); write one object per line.") from None
     if not isinstance(record, dict):
         raise ValueError(f'{place} must be an object such as {{"prompt": "…"}}, got {type(record).__name__}.')
     if ("prompt" in record) == ("messages" in record):
@@ -75,7 +75,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
         )
     taken = [key for key in ADDED_KEYS if key in record]
     if taken:
-        raise ValueError(f"{place} has the key `{taken[0]}`, which the answer will have; rename it.")
+        raise ValueError(f"{place} has the key `{taken[0]}`, which the answer adds; rename it.")
     if "prompt" in record and not isinstance(record["prompt"], str):
         raise ValueError(f"`prompt` of {place} must be text, got {type(record['prompt']).__name__}.")
     if "prompt" in record and not record["prompt"].strip():
@@ -100,4 +100,4 @@ def _check_encodable(record: dict[str, Any], place: str) -> None:
     try:
         json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} holds a character that is none ({error.reason}); correct the line.") from None
+        raise ValueError(f"{place} is not valid UTF-8 ({error.reason}); correct the line.") from None

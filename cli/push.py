@@ -15,12 +15,12 @@ CARD = "Card"
 @reports_errors
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a model or a LoRA adapter.")],
-    repo_id: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub, made if need be.")],
+    repo_id: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub, created if necessary.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and list the files; send nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and list the files; upload nothing.")
     ] = False,
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to; made if need be.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, created if necessary.")] = None,
     message: Annotated[str | None, typer.Option(help="Text of the commit.")] = None,
     license: Annotated[
         str | None, typer.Option(help="Licence of the weights: apache-2.0, mit, other …", rich_help_panel=CARD)
@@ -45,8 +45,8 @@ def push(
 ) -> None:
     """Publish a model or a LoRA adapter on the Hub: code, weights, tokenizer, options and a card, in one commit.
 
-    A new repository is private. A README.md in DIR goes up with the facts named here added to it; without one the card
-    is filled in.
+    A new repository is private. A README.md in DIR is uploaded with the facts given here added; without one, a card is
+    written.
     """
     from llada_conversion import CardFacts, prepare_upload, push_upload
 
@@ -64,4 +64,4 @@ def push(
     for name in upload.files:
         print(f"  {upload.size(name):>14,}  {name}")
     if upload.left_out:
-        print(f"These stay: {', '.join(upload.left_out)}")
+        print(f"Not uploaded: {', '.join(upload.left_out)}")

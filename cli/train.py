@@ -1,8 +1,8 @@
 """`llada train`: hands its arguments on to the trainers, which define their own flags."""
 
-import importlib
-
 import typer
+
+from llada_core.lazy import requires_extra
 
 from .options import errors_on_one_line
 
@@ -28,10 +28,7 @@ def sft(context: typer.Context) -> None:
 
 def _forward(function: str, args: list[str]) -> None:
     """Call `llada_training.<function>(args)`; errors are one line, or with --traceback all of it."""
-    with errors_on_one_line(debug=_TRACEBACK in args):
-        args = [arg for arg in args if arg != _TRACEBACK]
-        try:
-            getattr(importlib.import_module("llada_training"), function)(args)
-        except ModuleNotFoundError as error:
-            message = f"Training needs `{error.name}`; install it with: pip install 'llada-hf[train]'"
-            raise ImportError(message) from error
+    with errors_on_one_line(debug=_TRACEBACK in args), requires_extra("train", "Training"):
+        import llada_training
+
+        getattr(llada_training, function)([arg for arg in args if arg != _TRACEBACK])

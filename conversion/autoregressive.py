@@ -1,4 +1,4 @@
-"""Makes a LLaDA checkpoint of an autoregressive one of Llama's kind: the same weights, no causal mask, a mask token."""
+"""Converts a Llama-style autoregressive checkpoint to LLaDA: the same weights, no causal mask, a mask token."""
 
 from importlib import import_module
 from pathlib import Path
@@ -7,18 +7,45 @@ from typing import Any, Optional
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
-from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
+from llada_core.hub import CHECKPOINT_FILES, DESCRIPTIONS, fetch_checkpoint
+from llada_core.loading import DTYPES, complete_options
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
-from .autoregressive_config import llada_config, read_source_config
 from .folders import check_space, check_target, complete_folder
-from .hub import CHECKPOINT_FILES, DESCRIPTIONS, fetch_checkpoint
-from .layout import llada_name
+from .runtimes import require_packages
+from .weights import llada_name
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SUPPORTED_TYPES = ("llama", "mistral")
+# Relatives of Llama, and what LLaDA lacks for them.
+REFUSED_TYPES = {
+    "qwen2": "its queries, keys and values have biases (`qkv_bias`)",
+    "qwen3": "its queries and keys are normalised (`q_norm`, `k_norm`)",
+    "llada": "it is a LLaDA checkpoint already",
+}
+# Fields that change the computation, with the values that LLaDA computes; None is unset.
+SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "hidden_act": ("silu",),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+}
+# The same for the rotary embedding.
+SUPPORTED_ROPE: dict[str, tuple[Any, ...]] = {
+    "rope_type": ("default", None),
+    "type": ("default", None),  # the older spelling
+    "partial_rotary_factor": (1.0, None),
+}
 
 
 def convert_autoregressive(
@@ -39,7 +66,7 @@ def convert_autoregressive(
     (`llada train pretrain`) before it can unmask.
 
     The tokenizer gets a mask token, the tokens of LLaDA's chat template and the template itself, in place of the
-    source's. Tokens that the source does not know get a row of the embedding and of the head.
+    source's. Tokens that the source does not have get a row of the embedding and of the head.
 
     Args:
         source: folder or Hub id of a checkpoint with its tokenizer.
@@ -77,7 +104,7 @@ def convert_autoregressive(
         weights[name] = add_rows(weights[name], new_ids, init_id)
     config = llada_config(source_config, tokenizer, weights[EMBEDDING].shape[0])
     model = _build_model(config, {llada_name(name): tensor for name, tensor in weights.items()})
-    model.generation_config = model.generation_config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    model.generation_config = complete_options(model.generation_config, tokenizer)
     check_space(target, sum(parameter.nbytes for parameter in model.parameters()))
     with complete_folder(target, force) as scratch:
         model.save_pretrained(scratch)
@@ -113,19 +140,65 @@ def add_rows(matrix: Tensor, new_ids: list[int], init_id: Optional[int] = None) 
     return grown
 
 
+def read_source_config(source: Path, gguf_file: Optional[str] = None) -> Any:
+    """Read the configuration of the checkpoint in the folder `source` and refuse what cannot become LLaDA.
+
+    Raises:
+        ValueError: for another kind of model, and for a field that LLaDA does not compute; both are named.
+        OSError: if there is no configuration.
+    """
+    fields, _ = PretrainedConfig.get_config_dict(source, gguf_file=gguf_file)
+    if not fields:
+        raise OSError(f"`{source}` has no `config.json`; name the folder of a checkpoint, or a GGUF file in it.")
+    model_type = fields.get("model_type")
+    if model_type not in SUPPORTED_TYPES:
+        reason = REFUSED_TYPES.get(model_type, "only the layers of Llama are known to be LLaDA's")
+        raise ValueError(
+            f"`{source}` has the `model_type` {model_type!r}, which cannot be converted: {reason}; choose a "
+            f"checkpoint of type {' or '.join(SUPPORTED_TYPES)}."
+        )
+    config = CONFIG_MAPPING[model_type].from_dict(fields)
+    _check_fields(config)
+    return config
+
+
+def llada_config(source: Any, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> LLaDAConfig:
+    """Translate a configuration that `read_source_config` accepted.
+
+    Args:
+        source: the Llama or Mistral configuration.
+        tokenizer: the new model's tokenizer; it gives the token ids.
+        num_rows: rows of the new embedding.
+    """
+    return LLaDAConfig(
+        d_model=source.hidden_size,
+        n_layers=source.num_hidden_layers,
+        n_heads=source.num_attention_heads,
+        n_kv_heads=source.num_key_value_heads,
+        mlp_hidden_size=source.intermediate_size,
+        vocab_size=len(tokenizer),
+        embedding_size=num_rows,
+        max_sequence_length=source.max_position_embeddings,
+        rope_theta=_rope(source)["rope_theta"],
+        rms_norm_eps=source.rms_norm_eps,
+        weight_tying=source.tie_word_embeddings,
+        init_fn="normal",
+        init_std=source.initializer_range,
+        mask_token_id=tokenizer.mask_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def _check_gguf(folder: Path, gguf_file: str) -> None:
     if not (folder / gguf_file).is_file():
-        raise FileNotFoundError(f"`gguf_file` must be a file in `{folder}`, got {gguf_file!r}, which is not there.")
+        raise FileNotFoundError(f"`gguf_file` must be a file in `{folder}`, got {gguf_file!r}, which does not exist.")
+    require_packages(["gguf"], extra="gguf", user="`gguf_file`")
     try:
-        reader = import_module("gguf").GGUFReader
-    except ImportError:
-        raise ValueError(
-            "`gguf_file` needs the package `gguf`; install it with: pip install 'llada-hf[gguf]'"
-        ) from None
-    try:
-        reader(folder / gguf_file)
+        import_module("gguf").GGUFReader(folder / gguf_file)
     except Exception as error:  # what it raises depends on where the file ends
-        raise ValueError(f"`{gguf_file}` is cut off or no GGUF file ({error}); download it again.") from error
+        raise ValueError(f"`{gguf_file}` is cut off or not a GGUF file ({error}); download it again.") from error
 
 
 def _load_tokenizer(
@@ -165,7 +238,7 @@ def _load_weights(source: Path, gguf_file: Optional[str], dtype: str) -> dict[st
             f"The weights of `{source}` cannot be loaded ({error}): a file is cut off or corrupt; download it again."
         ) from error
     weights = model.state_dict()
-    # transformers 5 tells the shape found; 4.57 only the name.
+    # transformers 5 gives the shape found; 4.57 only the name.
     misshapen = [
         (key, "") if isinstance(key, str) else (key[0], f"is {[*key[1]]}, ") for key in report["mismatched_keys"]
     ]
@@ -187,3 +260,23 @@ def _build_model(config: LLaDAConfig, weights: dict[str, Tensor]) -> LLaDAModelL
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     return model
+
+
+def _check_fields(config: Any) -> None:
+    fields = {name: (getattr(config, name, None), values) for name, values in SUPPORTED_VALUES.items()}
+    fields |= {name: (_rope(config).get(name), values) for name, values in SUPPORTED_ROPE.items()}
+    head_dim = config.hidden_size // config.num_attention_heads
+    fields["head_dim"] = (getattr(config, "head_dim", None), (head_dim, None))
+    for name, (value, supported) in fields.items():
+        if value not in supported:
+            raise ValueError(
+                f"`{name}` of this {config.model_type} checkpoint must be {supported[0]!r}, got {value!r}: LLaDA does "
+                "not compute that variant; choose another checkpoint."
+            )
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """The rotary embedding's parameters: one mapping in transformers 5, two fields in 4.57."""
+    if hasattr(config, "rope_parameters"):
+        return config.rope_parameters
+    return {"rope_theta": config.rope_theta, **(getattr(config, "rope_scaling", None) or {})}

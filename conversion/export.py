@@ -7,24 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
+from llada_core.hub import fetch_checkpoint
+from llada_core.loading import load_model
 from llada_core.tokenization import save_tokenizer
-from modeling_llada import LLaDAModelLM
 
-from . import export_onnx, export_openvino
 from .folders import check_space, check_target, complete_folder
-from .graphs import block_graph, full_graph
-from .hub import fetch_checkpoint
-from .official import config_text, read_config
-from .optimum_support import optimum_problem
-from .validation import Gap, check_gaps, measure_gaps
-
-RUNTIMES: dict[str, ModuleType] = {"onnx": export_onnx, "openvino": export_openvino}
+from .graphs import Gap, block_graph, check_gaps, full_graph, measure_gaps
+from .official import config_text, license_texts, read_config
+from .runtimes import RUNTIMES, optimum_problem
 
 
 @dataclass(frozen=True)
@@ -71,43 +65,39 @@ def export_model(
         they have the same inputs and outputs.
 
     Raises:
-        ValueError: for an unknown runtime or unknown weights, a checkpoint that is no LLaDA, and float32 graphs whose
+        ValueError: for an unknown runtime or unknown weights, a checkpoint that is not LLaDA, and float32 graphs whose
             logits are not the model's.
         ImportError: if the runtime is not installed, or NNCF where OpenVINO's weights are compressed.
         OSError: for a source that is not there, a target that is, and a full disk.
     """
-    exporter = find_exporter(runtime, weights)
+    engine = _find_runtime(runtime, weights)
     folder = fetch_checkpoint(source, revision)
     check_target(target, force, source=folder)
     read_config(folder)
     problem = optimum_problem(runtime)
-    model: Any = LLaDAModelLM.from_pretrained(folder, dtype=torch.float32).eval()
-    files = [exporter.FULL_FILE, exporter.BLOCK_FILE] if with_block_graph else [exporter.FULL_FILE]
+    model: Any = load_model(folder, dtype="float32").eval()
+    files = [engine.full_file, engine.block_file] if with_block_graph else [engine.full_file]
     check_space(target, len(files) * sum(p.numel() * p.element_size() for p in model.parameters()))
     with complete_folder(target, force) as scratch, _quietly():
         for file, make_graph in zip(files, (full_graph, block_graph)):
-            exporter.write_graph(make_graph(model), scratch / file, weights, with_optimum=problem is None)
-        gaps = measure_gaps(model, *(exporter.open_graph(scratch / file) for file in files))
+            engine.write_graph(make_graph(model), scratch / file, weights, with_optimum=problem is None)
+        gaps = measure_gaps(model, *(engine.open_graph(scratch / file) for file in files))
         if weights == "float32":
             check_gaps(gaps)
         _write_other_files(folder, scratch, model)
-    by = "Optimum" if problem is None else f"{exporter.PLAIN_EXPORTER}, without Optimum: {problem}"
+    by = "Optimum" if problem is None else f"{engine.plain_exporter}, without Optimum: {problem}"
     return ExportReport(Path(target), by, gaps)
 
 
-def find_exporter(runtime: str, weights: str) -> Any:
-    """Return the module that exports to `runtime`, once it is clear that it can.
-
-    Raises:
-        ValueError, ImportError: as `export_model`.
-    """
-    if runtime not in RUNTIMES:
-        raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
-    exporter: Any = RUNTIMES[runtime]
-    if weights not in exporter.WEIGHTS:
-        raise ValueError(f"`weights` must be one of {', '.join(exporter.WEIGHTS)} for {runtime}, got {weights!r}.")
-    exporter.check_installed(weights)
-    return exporter
+def _find_runtime(name: str, weights: str) -> Any:
+    """Return the runtime called `name`, once it is clear that it can store such weights."""
+    if name not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {name!r}.")
+    runtime = RUNTIMES[name]
+    if weights not in runtime.weights:
+        raise ValueError(f"`weights` must be one of {', '.join(runtime.weights)} for {name}, got {weights!r}.")
+    runtime.check_installed(weights)
+    return runtime
 
 
 def _write_other_files(source: Path, target: Path, model: Any) -> None:
@@ -115,7 +105,7 @@ def _write_other_files(source: Path, target: Path, model: Any) -> None:
     save_tokenizer(PreTrainedTokenizerFast.from_pretrained(source), target)
     model.generation_config.save_pretrained(target)
     (target / "config.json").write_text(config_text(model.config, with_code=False), encoding="utf-8")
-    for path in (path for pattern in ("LICENSE*", "NOTICE*") for path in source.glob(pattern)):
+    for path in license_texts(source):
         shutil.copyfile(path, target / path.name)
 
 

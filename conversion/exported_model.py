@@ -1,7 +1,8 @@
 """Generation with exported graphs: the sampler of `modeling_llada` on what runs the full and the block graph."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,18 @@ from transformers.modeling_outputs import MaskedLMOutput
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig
 from modeling_llada.cache_llada import BlockCache
 from modeling_llada.generation_llada import LLaDAGenerationMixin
+from modeling_llada.unmasking_llada import Proposer
 
-from .graphs import KeysAndValues, Runner, block_inputs, block_keys_and_values, empty_past
+from .graphs import KeysAndValues, Runner, empty_past, run_block
 
 # The file by which an exported folder is known -> where the class that runs it stands.
 _CLASSES = {
     "model.onnx": ("ort_model", "ORTModelForLLaDA"),
     "openvino_model.xml": ("ov_model", "OVModelForLLaDA"),
 }
-EXPORTED_FILES = tuple(_CLASSES)
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 # What `from_pretrained` hands on to where config files are looked for.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-
-
-def find_exported(folder: str | Path) -> str | None:
-    """Name the file that makes `folder` an exported model, None if there is none."""
-    return next((file for file in EXPORTED_FILES if (Path(folder) / file).is_file()), None)
 
 
 def load_exported(folder: str | Path, dtype: str = "auto", **options: Any) -> Any:
@@ -43,12 +39,12 @@ def load_exported(folder: str | Path, dtype: str = "auto", **options: Any) -> An
         options: of that class's `from_pretrained`.
 
     Raises:
-        ValueError: for a folder that is none, and a type that does not fit.
+        ValueError: for a folder that is not an exported model, and a type that does not fit.
         ImportError: if Optimum does not work with the versions that are installed.
     """
-    file = find_exported(folder)
+    file = next((file for file in _CLASSES if (Path(folder) / file).is_file()), None)
     if file is None:
-        raise ValueError(f"`{folder}` must hold {' or '.join(EXPORTED_FILES)}; make one by: llada export onnx SRC DST")
+        raise ValueError(f"`{folder}` must hold {' or '.join(_CLASSES)}; make one by: llada export onnx SRC DST")
     module, name = _CLASSES[file]
     if file == "openvino_model.xml" and dtype in _PRECISIONS:
         options["ov_config"] = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], **options.get("ov_config", {})}
@@ -69,6 +65,7 @@ class ExportedLLaDA(LLaDAGenerationMixin):
     A class that uses it names its `block_file` and offers `run_full(inputs)` and `open_block_graph(path)`.
     """
 
+    proposer_class = Proposer
     block_file: str
     config: Any
     device: Any
@@ -116,9 +113,14 @@ class ExportedLLaDA(LLaDAGenerationMixin):
             logits = logits[logits_positions[:, slice(*logits_window or (None,))]]
         return MaskedLMOutput(logits=logits) if return_dict else (logits,)
 
-    def modules(self) -> Iterator[Any]:
-        """No modules of PyTorch: the weights are in the graphs."""
-        return iter(())
+    def prepacked_weights(self, pack: bool | None) -> AbstractContextManager[None]:
+        """The context of a call, in which nothing is prepacked: the weights are in the graphs."""
+        if pack:
+            raise ValueError(
+                "`pack_weights=True` is not available here: the weights of an exported model are in its graphs; leave "
+                "it out."
+            )
+        return nullcontext()
 
     def _save_pretrained(self, save_directory: str | Path) -> None:
         """Let `save_pretrained` keep what Optimum's classes do not know."""
@@ -149,14 +151,14 @@ class ExportedLLaDA(LLaDAGenerationMixin):
     def _block_pass(
         self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, past: KeysAndValues
     ) -> tuple[Tensor, KeysAndValues]:
-        inputs = block_inputs(input_ids, mask, position_ids.expand_as(input_ids), past)
-        outputs = self._block_graph("an order of positions other than left to right")(inputs)
-        return outputs["logits"], block_keys_and_values(outputs)
+        graph = self._block_graph("an order of positions other than left to right")
+        return run_block(graph, input_ids, mask, position_ids.expand_as(input_ids), past)
 
-    def _settle_options(
+    def prepare_options(
         self, generation_config: GenerationConfig | None, options: dict[str, Any]
     ) -> LLaDAGenerationConfig:
-        config: Any = super()._settle_options(generation_config, options)
+        """The options of one call; see `LLaDAGenerationMixin.prepare_options`."""
+        config: Any = super().prepare_options(generation_config, options)
         if config.compile:
             raise ValueError(
                 "`compile` has no meaning for an exported model, which its runtime has compiled; leave it out."
@@ -172,7 +174,7 @@ class ExportedLLaDA(LLaDAGenerationMixin):
             self._run_block = self.open_block_graph(path)
         if self._run_block is None:
             raise ValueError(
-                f"{reader} needs the block graph, which this exported model has not; export it by `llada export` "
+                f"{reader} needs the block graph, which this exported model lacks; export it by `llada export` "
                 "without `--no-block-graph`, or pad prompts at the left, call `generate`, and leave `cache` at none."
             )
         return self._run_block

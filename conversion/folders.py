@@ -62,17 +62,19 @@ def check_target(target: str | Path, force: bool = False, source: str | Path | N
     if source is not None:
         ours, theirs = target.resolve(), Path(source).resolve()
         if ours == theirs or ours in theirs.parents or theirs in ours.parents:
-            raise ValueError(f"`{target}` and `{source}` must lie apart, got one in the other; name another target.")
+            raise ValueError(
+                f"`{target}` and `{source}` must not overlap, but one lies in the other; name another target."
+            )
     if not os.path.lexists(target):
         return
     if not target.is_dir() or target.is_symlink():
-        raise FileExistsError(f"`{target}` exists and is no folder; name another, or remove it.")
+        raise FileExistsError(f"`{target}` exists and is not a folder; name another, or remove it.")
     if not force:
         raise FileExistsError(f"The folder `{target}` exists; name another, or pass `--force` to replace it.")
     names = os.listdir(target)
     if names and not {"config.json", "adapter_config.json"}.intersection(names):
         raise FileExistsError(
-            f"The folder `{target}` holds no `config.json`, so it is no checkpoint, and `--force` replaces only "
+            f"The folder `{target}` holds no `config.json`, so it is not a checkpoint, and `--force` replaces only "
             "checkpoints; name another, or remove it yourself."
         )
 

@@ -3,6 +3,7 @@
 Names and metadata are those of llama.cpp's own converter; the `gguf` package knows the tensor names.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from llada_core.tokenization import prepare_tokenizer
-from modeling_llada import LLaDAConfig, LLaDAModelLM
+from llada_core.hub import fetch_checkpoint
+from llada_core.loading import load_model, load_tokenizer
+from llada_core.tokenization import EOT_TOKEN, missing_tokens
+from modeling_llada import LLaDAConfig
 
-from .gguf_vocabulary import add_vocabulary
-from .hub import fetch_checkpoint
 from .official import read_config
-from .optimum_support import require_packages
+from .runtimes import require_packages
+from .weights import HEAD_NAME
 
 WEIGHTS = ("f32", "f16", "q8_0")
-_HEAD = "model.transformer.ff_out.weight"
+# Rules by which a tokenizer.json splits text before merging -> llama.cpp's name of the same rule.
+_PRE_TOKENIZERS = {'{"add_prefix_space": false, "type": "ByteLevel", "use_regex": true}': "gpt-2"}
 
 
 def export_gguf(
@@ -49,8 +51,8 @@ def export_gguf(
         The file.
 
     Raises:
-        ValueError: for unknown weights, a checkpoint that is no LLaDA, a tokenizer that is no byte-level BPE or splits
-            by a rule without a known name.
+        ValueError: for unknown weights, a checkpoint that is not LLaDA, a tokenizer that is not byte-level BPE or
+            splits by a rule without a known name.
         ImportError: if `gguf` is not installed.
         OSError: for a source that is not there and a target that is.
 
@@ -63,8 +65,7 @@ def export_gguf(
     if target.exists() and not (force and target.is_file()):
         raise FileExistsError(f"`{target}` exists; name another file, or pass `--force` to replace a file.")
     config = read_config(folder)
-    tokenizer = prepare_tokenizer(PreTrainedTokenizerFast.from_pretrained(folder), missing="spell_out")
-    model: Any = LLaDAModelLM.from_pretrained(folder, dtype="auto")
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -103,7 +104,7 @@ def _write(
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     _add_sizes(writer, config, weights)
-    add_vocabulary(writer, config, tokenizer, pre_tokenizer)
+    _add_vocabulary(writer, config, tokenizer, pre_tokenizer)
     # The header names all tensors, so they are made twice: once for their sizes, then one by one for their bytes.
     for tensor_name, array, kind in _tensors(config, state_dict, weights):
         writer.add_tensor_info(tensor_name, array.shape, array.dtype, array.nbytes, kind)
@@ -143,7 +144,7 @@ def _tensors(config: Any, state_dict: dict[str, Tensor], weights: str) -> Iterat
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLADA, config.n_layers)
     num_heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
     for name, tensor in state_dict.items():
-        if config.weight_tying and name == _HEAD:
+        if config.weight_tying and name == HEAD_NAME:
             continue
         projection = name.split(".")[-2]
         if projection in num_heads:
@@ -162,3 +163,69 @@ def _encode(array: np.ndarray, weights: str) -> tuple[np.ndarray, Any]:
     if weights == "q8_0" and array.shape[-1] % gguf.GGML_QUANT_SIZES[kinds.Q8_0][0] == 0:
         return gguf.quants.quantize(array, kinds.Q8_0), kinds.Q8_0
     return array.astype(np.float16), kinds.F16
+
+
+def _add_vocabulary(writer: Any, config: Any, tokenizer: Any, pre_tokenizer: str | None = None) -> None:
+    """Add tokens, merges, special ids and the chat template.
+
+    There are `embedding_size` tokens, those without a text being unused.
+
+    Raises:
+        ValueError: for a tokenizer that is not byte-level BPE.
+    """
+    import gguf
+
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    if parts["model"]["type"] != "BPE" or parts["normalizer"] is not None:
+        raise ValueError(
+            f"A GGUF file takes a byte-level BPE tokenizer without a normalizer, got {parts['model']['type']} with "
+            f"{parts['normalizer']}; use a checkpoint with LLaDA's kind of tokenizer."
+        )
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer or _find_pre_tokenizer(parts["pre_tokenizer"]))
+    texts = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    kinds = []
+    for token_id in range(config.embedding_size):
+        if token_id not in texts:
+            kinds.append(gguf.TokenType.UNUSED)
+        elif token_id not in added:
+            kinds.append(gguf.TokenType.NORMAL)
+        else:
+            kinds.append(gguf.TokenType.CONTROL if added[token_id].special else gguf.TokenType.USER_DEFINED)
+    writer.add_token_list([texts.get(token_id, f"[PAD{token_id}]") for token_id in range(config.embedding_size)])
+    writer.add_token_types(kinds)
+    # A merge is written as one text or as a pair, by the age of the file.
+    merges = parts["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    _add_special_ids(writer, config, tokenizer)
+
+
+def _find_pre_tokenizer(rule: dict[str, Any] | None) -> str:
+    """Return llama.cpp's name of a tokenizer.json's `pre_tokenizer`.
+
+    Raises:
+        ValueError: for a rule whose name is not known here.
+    """
+    key = json.dumps({name: value for name, value in (rule or {}).items() if name != "trim_offsets"}, sort_keys=True)
+    if key not in _PRE_TOKENIZERS:
+        raise ValueError(
+            "`pre_tokenizer` must be given: this tokenizer splits text by a rule whose name in llama.cpp is not known "
+            f"here, {key}. Pass --pre-tokenizer NAME, a name of llama.cpp's list that splits alike."
+        )
+    return _PRE_TOKENIZERS[key]
+
+
+def _add_special_ids(writer: Any, config: Any, tokenizer: Any) -> None:
+    writer.add_mask_token_id(config.mask_token_id)
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    if tokenizer.eos_token_id is not None:
+        writer.add_eos_token_id(tokenizer.eos_token_id)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
+    if not missing_tokens(tokenizer, [EOT_TOKEN]):
+        writer.add_eot_token_id(tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)

@@ -1,4 +1,4 @@
-"""The graphs that are exported: a pass over whole rows, and a pass over some columns beside cached keys and values.
+"""The graphs that are exported, a pass over whole rows and one over some columns, and how far they are from the model.
 
 Keys are cached after rotation and attention reads positions, not columns, so the cached columns may stand in any order.
 With no cached column at all, the block graph is a full pass too.
@@ -6,7 +6,7 @@ With no cached column at all, the block graph is a full pass too.
 Shape legend: B batch, T columns, P cached columns, L columns computed, H key/value heads, D head width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ Runner = Callable[[Tensors], Tensors]
 
 # Sizes of the inputs that a graph is traced with: all different, and above 1, which tracers take for constants.
 _EXAMPLE_BATCH, _EXAMPLE_BLOCK, _EXAMPLE_PAST = 2, 5, 3
+# Rows and columns; the second row is padded at the left, by this share of the columns.
+_CASES = ((1, 1), (1, 48), (2, 33), (3, 300))
+_PADDING = 0.4
+# float32 rounds differently in every engine: this much, and this much of the largest logit.
+ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE = 1e-4, 1e-5
 
 
 @dataclass(frozen=True)
@@ -122,18 +127,20 @@ def empty_past(config: Any, batch_size: int, length: int = 0) -> KeysAndValues:
     return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)]
 
 
-def block_inputs(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: KeysAndValues) -> Tensors:
-    """The block graph's inputs by name; shapes as in `BlockGraph`, the mask of any type."""
-    tensors = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "position_ids": position_ids}
+def run_block(
+    run: Runner, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: KeysAndValues
+) -> tuple[Tensor, KeysAndValues]:
+    """Run an opened block graph; shapes as in `BlockGraph`, the mask of any type.
+
+    Returns:
+        The logits, and for each layer the keys and values of the columns computed.
+    """
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask.long(), "position_ids": position_ids}
     for layer, (key, value) in enumerate(past):
-        tensors |= {f"past.{layer}.key": key, f"past.{layer}.value": value}
-    return tensors
-
-
-def block_keys_and_values(outputs: Tensors) -> KeysAndValues:
-    """The block's own keys and values, layer by layer, from the block graph's outputs by name."""
-    num_layers = (len(outputs) - 1) // 2
-    return [(outputs[f"present.{layer}.key"], outputs[f"present.{layer}.value"]) for layer in range(num_layers)]
+        inputs |= {f"past.{layer}.key": key, f"past.{layer}.value": value}
+    outputs = run(inputs)
+    states = [(outputs[f"present.{layer}.key"], outputs[f"present.{layer}.value"]) for layer in range(len(past))]
+    return outputs["logits"], states
 
 
 class _CacheBeside(BlockCache):
@@ -148,3 +155,84 @@ class _CacheBeside(BlockCache):
         self.present += [key, value]
         past_key, past_value = self.past[layer_idx]
         return torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
+
+
+# --- comparison with the model ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a graph is from the model, over all valid positions of all cases.
+
+    Attributes:
+        graph: which one, in words.
+        difference: the largest difference of two logits.
+        agreement: share of positions whose most probable token is the same, in [0, 1].
+        tolerance: the largest difference that rounding explains.
+    """
+
+    graph: str
+    difference: float
+    agreement: float
+    tolerance: float
+
+
+@torch.no_grad()
+def measure_gaps(model: Any, full: Runner, block: Runner | None = None) -> list[Gap]:
+    """Compare the full graph; and the block graph as a full pass and as a step beside the keys and values of the rest.
+
+    Args:
+        model: the model in float32.
+        full: the full graph.
+        block: the block graph, None if there is none.
+    """
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for ids, mask in _cases(model.config):
+        expected = model(ids, attention_mask=mask).logits
+        is_valid, positions = mask.bool(), torch.arange(ids.shape[1])[None].repeat(len(ids), 1)
+        logits = full({"input_ids": ids, "attention_mask": mask})["logits"]
+        pairs.setdefault("full graph", []).append((logits[is_valid], expected[is_valid]))
+        if block is None:
+            continue
+        logits, states = run_block(block, ids, mask, positions, empty_past(model.config, len(ids)))
+        pairs.setdefault("block graph, full pass", []).append((logits[is_valid], expected[is_valid]))
+        start = ids.shape[1] // 2
+        past = [(key[:, :, :start], value[:, :, :start]) for key, value in states]
+        logits, _ = run_block(block, ids[:, start:], mask, positions[:, start:], past)
+        is_valid = is_valid[:, start:]
+        pairs.setdefault("block graph, one block", []).append((logits[is_valid], expected[:, start:][is_valid]))
+    return [_gap(name, *(torch.cat(each) for each in zip(*rows))) for name, rows in pairs.items()]
+
+
+def check_gaps(gaps: list[Gap]) -> None:
+    """Refuse graphs whose logits are not the model's.
+
+    Raises:
+        ValueError: for a difference above the tolerance.
+    """
+    for gap in gaps:
+        if not gap.difference <= gap.tolerance:  # a difference that is NaN fails too
+            raise ValueError(
+                f"The {gap.graph} must give the model's logits to {gap.tolerance:.1e}, got a difference of "
+                f"{gap.difference:.1e}; nothing was written. The versions of the exporter and the runtime may not fit "
+                "each other: install those of constraints/."
+            )
+
+
+def _cases(config: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids int64 [batch, length] of all tokens, and the mask int64 [batch, length]."""
+    generator = torch.Generator().manual_seed(0)
+    for num_rows, length in _CASES:
+        ids = torch.randint(config.vocab_size, (num_rows, length), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[1:2, : int(_PADDING * length)] = 0
+        yield ids, mask
+
+
+def _gap(name: str, logits: Tensor, expected: Tensor) -> Gap:
+    return Gap(
+        graph=name,
+        difference=float((logits - expected).abs().max()),
+        agreement=float((logits.argmax(-1) == expected.argmax(-1)).float().mean()),
+        tolerance=ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * float(expected.abs().max()),
+    )

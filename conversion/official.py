@@ -1,36 +1,49 @@
-"""Puts our code and repaired tokenizer files beside the weights of a released LLaDA checkpoint, in a new folder."""
+"""Puts our code and repaired tokenizer files beside the weights of a released checkpoint, and compares the two."""
 
+import filecmp
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from huggingface_hub.utils.sha import sha_fileobj
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_llada.modeling_llada as modeling
-from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
+from llada_core.hub import fetch_checkpoint
+from llada_core.loading import check_tokenizer, complete_options, load_tokenizer
+from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
 
 from .folders import check_space, check_target, complete_folder
-from .hub import fetch_checkpoint
-from .layout import LAYOUTS, llada_name
-from .verify import verify_folder
 from .weights import (
+    HEAD_NAME,
     INDEX_NAME,
+    LAYOUTS,
     StoredTensor,
     copy_file,
     is_sharded,
     link_file,
+    llada_name,
     read_index,
     stored_tensors,
     weight_files,
 )
 
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
-_HEAD = "model.transformer.ff_out.weight"
+# How many ids both sides compute, when they are compared.
+NUM_IDS = 16
+# Both sides compute the same thing in float32; tensors that lie elsewhere in memory may be summed in another order.
+TOLERANCE = 1e-5
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+# --- conversion ------------------------------------------------------------------------------------------------------
 
 
 def convert_official(
@@ -95,7 +108,7 @@ def read_config(folder: Path) -> LLaDAConfig:
     fields, _ = LLaDAConfig.get_config_dict(folder)
     if fields.get("model_type") != LLaDAConfig.model_type:
         raise ValueError(
-            f"`{folder}` is no LLaDA checkpoint: `model_type` must be {LLaDAConfig.model_type!r}, got "
+            f"`{folder}` is not a LLaDA checkpoint: `model_type` must be {LLaDAConfig.model_type!r}, got "
             f"{fields.get('model_type')!r}; an autoregressive model becomes a LLaDA by `llada convert autoregressive`."
         )
     return LLaDAConfig.from_dict(fields)
@@ -105,13 +118,13 @@ def check_tensors(folder: Path, config: LLaDAConfig, tensors: dict[str, StoredTe
     """Compare names, shapes and types of the weights with what the config makes of a model.
 
     Raises:
-        ValueError: listing everything that is missing, too much or different.
+        ValueError: listing everything that is missing, unexpected or different.
     """
     expected = expected_shapes(config)
     found = {llada_name(name): tensor for name, tensor in tensors.items()}
     problems = [f"`{name}` is missing." for name in sorted(expected.keys() - found.keys())]
     twice = {name for name in tensors if llada_name(name) != name and llada_name(name) in tensors}
-    problems += [f"`{name}` is too much." for name in sorted((found.keys() - expected.keys()) | twice)]
+    problems += [f"Unexpected tensor `{name}`." for name in sorted((found.keys() - expected.keys()) | twice)]
     for name in sorted(expected.keys() & found.keys()):
         if found[name].shape != expected[name]:
             problems.append(f"`{name}` has shape {list(found[name].shape)}, not {list(expected[name])}.")
@@ -125,10 +138,10 @@ def check_tensors(folder: Path, config: LLaDAConfig, tensors: dict[str, StoredTe
 
 
 def expected_shapes(config: LLaDAConfig) -> dict[str, tuple[int, ...]]:
-    """Name every tensor of a checkpoint, official names, with its shape; a tied head is no tensor of its own."""
+    """Name every tensor of a checkpoint, official names, with its shape; a tied head is not a tensor of its own."""
     with torch.device("meta"):
         parameters = LLaDAModelLM(config).state_dict()
-    return {name: tuple(p.shape) for name, p in parameters.items() if not (config.weight_tying and name == _HEAD)}
+    return {name: tuple(p.shape) for name, p in parameters.items() if not (config.weight_tying and name == HEAD_NAME)}
 
 
 def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:
@@ -146,14 +159,22 @@ def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:
 
 
 def write_other_files(source: Path, target: Path, config: LLaDAConfig, with_code: bool) -> None:
-    """Write config, code, generation config, tokenizer and the licence texts."""
-    tokenizer = load_tokenizer(source, config)
+    """Write config, code, generation config, tokenizer and the licence texts.
+
+    The tokenizer is repaired: mask, pad and header tokens, and the chat template. LLaDA Base lacks the three tokens of
+    the chat; they are added, in rows of the embedding that lie ready.
+
+    Raises:
+        FileNotFoundError: if there is no tokenizer.
+        ValueError: for one that is corrupt, has another mask than the config, or more tokens than the embedding.
+    """
+    tokenizer = prepare_tokenizer(load_tokenizer(source, prepare=False), missing="add")
+    check_tokenizer(tokenizer, config)
     save_tokenizer(tokenizer, target)
     read_generation_config(source, tokenizer).save_pretrained(target)
     config.architectures = [LLaDAModelLM.__name__]
     (target / "config.json").write_text(config_text(config, with_code), encoding="utf-8")
-    texts = [path for pattern in ("LICENSE*", "NOTICE*") for path in source.glob(pattern)]
-    for path in texts + (code_files() if with_code else []):
+    for path in license_texts(source) + (code_files() if with_code else []):
         shutil.copyfile(path, target / path.name)
 
 
@@ -170,36 +191,118 @@ def read_generation_config(source: Path, tokenizer: PreTrainedTokenizerBase) -> 
     """Read the options that the source sets, and add what no released file names: the id of the end of turn."""
     has_file = (source / "generation_config.json").is_file()
     options = GenerationConfig.from_pretrained(source) if has_file else GenerationConfig()
-    config = LLaDAGenerationConfig.from_generation_config(options)
-    return config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    return complete_options(options, tokenizer)
 
 
-def load_tokenizer(source: Path, config: LLaDAConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer and repair it: mask, pad and header tokens, and the chat template.
-
-    LLaDA Base lacks the three tokens of the chat; they are added, in rows of the embedding that lie ready.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: for one that is corrupt, has another mask than the config, or more tokens than the embedding.
-    """
-    if not (source / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"`{source}` has no `tokenizer.json`; download or copy the whole checkpoint.")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
-    except Exception as error:  # the tokenizers library raises nothing narrower for a corrupt file
-        raise ValueError(f"The tokenizer of `{source}` is corrupt ({error}); download or save it again.") from None
-    prepare_tokenizer(tokenizer, missing="add")
-    largest = max(tokenizer.get_vocab().values())
-    if tokenizer.mask_token_id != config.mask_token_id or largest >= config.embedding_size:
-        raise ValueError(
-            f"The tokenizer of `{source}` does not fit its config.json: its mask token has the id "
-            f"{tokenizer.mask_token_id} and its last token {largest}, but `mask_token_id` is {config.mask_token_id} "
-            f"and `embedding_size` {config.embedding_size}; use the tokenizer of this checkpoint."
-        )
-    return tokenizer
+def license_texts(folder: Path) -> list[Path]:
+    """List the texts that must travel with the weights."""
+    return [path for pattern in ("LICENSE*", "NOTICE*") for path in folder.glob(pattern)]
 
 
 def code_files() -> list[Path]:
     """List the files of code that a model folder needs: the modelling file and what it imports."""
     return [Path(modeling.__file__), *(Path(path) for path in get_relative_import_files(modeling.__file__))]
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+def verify_folder(source: str | Path, folder: str | Path) -> float:
+    """Check that `folder` holds the weights of `source` and computes the same logits.
+
+    1. A source file in the Hub's cache has the SHA-256 that the Hub knows it by.
+    2. Every tensor has the same type, shape and bytes in both, under whichever of the two names.
+    3. The logits of `source` (its config and weights) and of `folder` (its own) agree on `NUM_IDS` fixed ids, in
+       float32. One block, or the embedding, is in memory at a time.
+
+    Args:
+        source: a checkpoint folder.
+        folder: what `convert_official` made of it, in either layout.
+
+    Returns:
+        The largest difference of the logits.
+
+    Raises:
+        ValueError: naming every tensor or file that differs, or the difference of the logits.
+    """
+    source, folder = Path(source), Path(folder)
+    problems = _changed_in_cache(source) + _different_tensors(source, folder) + _different_code(folder)
+    if problems:
+        raise ValueError(f"`{folder}` is not what was converted: {' '.join(problems)} Convert again.")
+    difference = (fixed_logits(source) - fixed_logits(folder)).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"`{folder}` and `{source}` have the same weights, but their logits differ by {difference:.2g}: their "
+            "config.json differ in what the model computes. Convert again."
+        )
+    return difference
+
+
+@torch.no_grad()
+def fixed_logits(folder: Path) -> Tensor:
+    """Compute a checkpoint's logits on ids spread over the vocabulary, every fourth one masked.
+
+    Weights are read when the module that holds them runs, and let go after it.
+
+    Returns:
+        float32 [1, NUM_IDS, embedding_size].
+    """
+    config: Any = LLaDAConfig.from_pretrained(folder)
+    tensors = {llada_name(name): tensor for name, tensor in stored_tensors(folder).items()}
+    with torch.device("meta"):
+        model = LLaDAModelLM(config).eval()
+    parts = dict(model.model.transformer.named_children())
+    blocks = {f"blocks.{i}": block for i, block in enumerate(parts.pop("blocks"))}
+    for name, module in {**parts, **blocks}.items():
+        shared = "wte" if name == "ff_out" and config.weight_tying else name
+        _read_on_demand(module, {k: tensors[f"model.transformer.{shared}.{k}"] for k in module.state_dict()})
+    ids = torch.arange(NUM_IDS)[None] * (config.vocab_size // NUM_IDS)
+    ids[:, ::4] = config.mask_token_id
+    return model(ids).logits
+
+
+def _read_on_demand(module: nn.Module, tensors: dict[str, StoredTensor]) -> None:
+    """Let `module` read its weights before it runs, and drop them after."""
+
+    def read(*_: Any) -> None:
+        module.load_state_dict({key: tensor.load().float() for key, tensor in tensors.items()}, assign=True)
+
+    def drop(*_: Any) -> None:
+        module.to("meta")
+
+    module.register_forward_pre_hook(read)
+    module.register_forward_hook(drop)
+
+
+def _changed_in_cache(source: Path) -> list[str]:
+    """Files whose bytes are not those of the name that the Hub's cache gave them."""
+    names = {path: path.resolve().name for path in weight_files(source) if path.is_symlink()}
+    return [
+        f"The downloaded `{path.name}` has another SHA-256 than on the Hub; delete it from the cache."
+        for path, name in names.items()
+        if _SHA256.fullmatch(name) and _file_sha256(path) != name
+    ]
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex()
+
+
+def _different_tensors(source: Path, folder: Path) -> list[str]:
+    theirs = {llada_name(name): tensor for name, tensor in stored_tensors(source).items()}
+    ours = {llada_name(name): tensor for name, tensor in stored_tensors(folder).items()}
+    problems = [f"`{name}` is in only one of the two." for name in sorted(theirs.keys() ^ ours.keys())]
+    for name in sorted(theirs.keys() & ours.keys()):
+        before, after = theirs[name], ours[name]
+        if (before.dtype, before.shape) != (after.dtype, after.shape):
+            problems.append(f"`{name}` has another type or shape.")
+        elif not torch.equal(*(tensor.load().flatten().view(torch.uint8) for tensor in (before, after))):
+            problems.append(f"`{name}` has other bytes.")
+    return problems
+
+
+def _different_code(folder: Path) -> list[str]:
+    ours = Path(modeling.__file__).parent
+    changed = [p.name for p in sorted(folder.glob("*_llada.py")) if not filecmp.cmp(p, ours / p.name, shallow=False)]
+    return [f"`{name}` is not this package's." for name in changed]

@@ -1,13 +1,12 @@
 """What Optimum needs to know to export LLaDA: a configuration for each graph, registered for the task `fill-mask`.
 
-Importing this file needs Optimum; see `optimum_support.py`.
+Importing this file needs Optimum; see `runtimes.py`.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from optimum.exporters.onnx.base import OnnxConfig
 from optimum.exporters.onnx.config import TextEncoderOnnxConfig
 from optimum.exporters.onnx.model_patcher import PatchingSpec
 from optimum.exporters.tasks import TasksManager
@@ -28,27 +27,27 @@ class LLaDAOnnxConfig(TextEncoderOnnxConfig):
 
     @property
     def PATCHING_SPECS(self) -> list[PatchingSpec]:
-        """What tracing replaces."""
-        return _patching_specs()
+        """What torch's tracing exporter writes wrongly or not at all.
+
+        Optimum replaces the norm too, but no longer once its OpenVINO exporter was imported. It adds to the list that
+        it gets, so every caller gets another one.
+        """
+        return [
+            PatchingSpec(torch, "rms_norm", _rms_norm, torch.rms_norm),
+            PatchingSpec(sdpa_attention, "repeat_kv", _repeat_heads, sdpa_attention.repeat_kv),
+        ]
 
     @property
     def inputs(self) -> Axes:
         return full_axes()[0]
 
 
-class LLaDABlockOnnxConfig(OnnxConfig):
+class LLaDABlockOnnxConfig(LLaDAOnnxConfig):
     """The block graph; Optimum has no task for it."""
-
-    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
 
     def __init__(self, graph: Graph):
         super().__init__(graph.module.config, task=TASK)
         self.graph = graph
-
-    @property
-    def PATCHING_SPECS(self) -> list[PatchingSpec]:
-        """What tracing replaces."""
-        return _patching_specs()
 
     @property
     def inputs(self) -> Axes:
@@ -62,29 +61,15 @@ class LLaDABlockOnnxConfig(OnnxConfig):
         return self.graph.example
 
 
-def make_config(graph: Graph) -> OnnxConfig:
+def make_config(graph: Graph) -> LLaDAOnnxConfig:
     """The configuration by which Optimum exports a graph."""
-    if "past" in graph.example:
-        return LLaDABlockOnnxConfig(graph)
-    return LLaDAOnnxConfig(graph.module.config, task=TASK)
+    return LLaDABlockOnnxConfig(graph) if "past" in graph.example else LLaDAOnnxConfig(graph.module.config, task=TASK)
 
 
 def register() -> None:
     """Let Optimum's ONNX and OpenVINO exporters find `LLaDAOnnxConfig`; called twice, it does nothing more."""
     for backend in ("onnx", "openvino"):
         TasksManager.create_register(backend, overwrite_existing=True)("llada", TASK)(LLaDAOnnxConfig)
-
-
-def _patching_specs() -> list[PatchingSpec]:
-    """What torch's tracing exporter writes wrongly or not at all.
-
-    Optimum replaces the norm too, but no longer once its OpenVINO exporter was imported. It adds to the list that it
-    gets, so every caller gets another one.
-    """
-    return [
-        PatchingSpec(torch, "rms_norm", _rms_norm, torch.rms_norm),
-        PatchingSpec(sdpa_attention, "repeat_kv", _repeat_heads, sdpa_attention.repeat_kv),
-    ]
 
 
 def _repeat_heads(states: Tensor, num_repeats: int) -> Tensor:

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from .export_onnx import BLOCK_FILE, open_graph
 from .exported_model import ExportedLLaDA
 from .graphs import Runner, Tensors
-from .optimum_support import require_optimum
+from .runtimes import OnnxRuntime, require_optimum
 
 require_optimum("onnx", "ORTModelForLLaDA")
 
@@ -28,11 +27,11 @@ class ORTModelForLLaDA(ExportedLLaDA, ORTModelForMaskedLM):
     ```
     """
 
-    block_file = BLOCK_FILE
+    block_file = OnnxRuntime.block_file
 
     def run_full(self, inputs: Tensors) -> Tensors:
         outputs = self.session.run(None, self._prepare_onnx_inputs(True, inputs))
         return self._prepare_onnx_outputs(True, outputs)
 
     def open_block_graph(self, path: Path) -> Runner:
-        return open_graph(path, self.providers, self.session.get_session_options())
+        return OnnxRuntime().open_graph(path, self.providers, self.session.get_session_options())

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from .export_openvino import BLOCK_FILE, open_graph
 from .exported_model import ExportedLLaDA
 from .graphs import Runner, Tensors
-from .optimum_support import require_optimum
+from .runtimes import OpenVINORuntime, require_optimum
 
 require_optimum("openvino", "OVModelForLLaDA")
 
@@ -31,7 +30,7 @@ class OVModelForLLaDA(ExportedLLaDA, OVModelForMaskedLM):
     ```
     """
 
-    block_file = BLOCK_FILE
+    block_file = OpenVINORuntime.block_file
 
     def run_full(self, inputs: Tensors) -> Tensors:
         self.compile()
@@ -39,4 +38,4 @@ class OVModelForLLaDA(ExportedLLaDA, OVModelForMaskedLM):
         return {"logits": torch.from_numpy(outputs["logits"])}
 
     def open_block_graph(self, path: Path) -> Runner:
-        return open_graph(path, self.ov_config, self._device)
+        return OpenVINORuntime().open_graph(path, self.ov_config, self._device)

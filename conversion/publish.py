@@ -9,20 +9,47 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from .card import fill_card
-from .card_facts import CardFacts
-from .hub import hub_errors
+from llada_core.card import CardFacts, published_card
+from llada_core.hub import hub_errors, is_hub_id
+
 from .official import check_tensors, code_files, read_config
-from .publish_files import select_files
 from .weights import INDEX_NAME, is_sharded, read_header, stored_tensors, weight_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights that would be read in place of newer ones if they stayed in the repository, by kind of upload.
 _WEIGHTS = {
     "model": ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*"),
     "adapter": ("adapter_model.*",),
 }
+# The parts of a model or an adapter. Anything else stays here: optimizer states, pickled arguments, logs.
+PUBLISHED = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*_llada.py",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+    "training_log.jsonl",
+    "*.png",
+)
+# Names under which keys and passwords are kept, wherever they lie in the folder.
+SECRET_NAMES = (
+    ".env*", "*.pem", "*.key", "*.p12", "*.pfx", "*.token", "token", "token.txt", "id_rsa*", "id_ed25519*", "id_ecdsa*",
+    ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*credential*", "*secret*", "*password*",
+)  # fmt: skip
+# A Hub token, a private key, an AWS or an OpenAI key.
+_SECRET_TEXT = re.compile(
+    rb"\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{32,}"
+)
+_BINARY = (".safetensors", ".png")
 
 
 @dataclass(frozen=True)
@@ -62,12 +89,11 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
         FileNotFoundError: if there is no such folder.
     """
     folder, facts = Path(folder).expanduser(), facts or CardFacts()
-    if not _REPO_ID.fullmatch(repo_id):
+    if not is_hub_id(repo_id, with_owner=True):
         raise ValueError(f"`repo_id` must be user/name, got {repo_id!r}.")
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder `{folder}`; name the folder of a model or an adapter.")
-    selection = select_files(folder)
-    files: dict[str, Path | bytes] = dict(selection.published)
+    files, left_out = _select_files(folder)
     is_adapter = ADAPTER_CONFIG in files
     if is_adapter:
         config = _published_adapter_config(folder, facts.base_model)
@@ -82,13 +108,12 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
     strays = [name for name in files if ".safetensors" in name and name not in weights]
     files = {name: content for name, content in files.items() if name not in strays}
     num_parameters = sum(tensor.num_elements for tensor in tensors.values())
-    files["README.md"] = fill_card(folder, repo_id, facts, num_parameters, is_adapter).encode()
-    left_out = (*selection.left_out, *strays)
-    return Upload(repo_id, "adapter" if is_adapter else "model", dict(sorted(files.items())), left_out)
+    files["README.md"] = published_card(folder, repo_id, facts, num_parameters, is_adapter).encode()
+    return Upload(repo_id, "adapter" if is_adapter else "model", dict(sorted(files.items())), (*left_out, *strays))
 
 
 def push_upload(upload: Upload, private: bool = True, revision: str | None = None, message: str | None = None) -> str:
-    """Create the repository if need be and send everything in one commit: all of it arrives, or none.
+    """Create the repository if necessary and send everything in one commit: all of it arrives, or none.
 
     Weight files of an earlier upload that are no longer part of it are deleted in the same commit.
 
@@ -139,9 +164,39 @@ def _published_adapter_config(folder: Path, base_model: str | None) -> dict[str,
         raise ValueError(f"The adapter `{folder}` lacks {ADAPTER_WEIGHTS}; save it again.")
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = base_model or config.get("base_model_name_or_path")
-    if not base or not _REPO_ID.fullmatch(base) or Path(base).exists():
+    if not is_hub_id(base, with_owner=True) or Path(base).exists():
         raise ValueError(
-            f"The adapter `{folder}` must name a base model on the Hub, got {base!r}, which nobody else has; pass "
+            f"The adapter `{folder}` must name a base model on the Hub, got {base!r}, which others cannot load; pass "
             "--base-model user/name (and publish that one first)."
         )
     return {**config, "base_model_name_or_path": base}
+
+
+def _select_files(folder: Path) -> tuple[dict[str, Path | bytes], list[str]]:
+    """Sort the entries of `folder` into files to publish, by name, and names that stay; sub-folders stay.
+
+    Raises:
+        ValueError: for links that lead out of the folder or nowhere, and for files whose name or text looks like a
+            secret; all are listed.
+    """
+    home, entries = folder.resolve(), sorted(folder.iterdir())
+    chosen = [path for path in entries if any(fnmatch(path.name, pattern) for pattern in PUBLISHED)]
+    strays = [path.name for path in chosen if not (path.exists() and home in path.resolve().parents)]
+    if strays:
+        raise ValueError(
+            f"Nothing outside `{folder}` is uploaded, but these are links out of it or to nothing: "
+            f"{', '.join(strays)}. Put the files themselves there."
+        )
+    published: dict[str, Path | bytes] = {path.name: path for path in chosen if path.is_file()}
+    secrets = [f"`{path.name}`" for path in entries if any(fnmatch(path.name.lower(), name) for name in SECRET_NAMES)]
+    secrets += [f"text in `{path.name}`" for path in chosen if path.is_file() and _holds_secret(path)]
+    if secrets:
+        raise ValueError(
+            f"In `{folder}` these look like secrets: {', '.join(secrets)}. Move them out of the folder, and change "
+            "the keys if they were ever uploaded."
+        )
+    return published, [path.name for path in entries if path.name not in published]
+
+
+def _holds_secret(path: Path) -> bool:
+    return path.suffix not in _BINARY and bool(_SECRET_TEXT.search(path.read_bytes()))

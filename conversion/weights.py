@@ -1,39 +1,103 @@
-"""Reads, copies and renames the tensors of safetensors files without loading them."""
+"""The tensors of safetensors checkpoints: found, named in official or Llama's way, and copied without being loaded."""
 
 import errno
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 2**24
+# Official name, Llama's name; {i} is the block. Both hold the same matrix, element by element.
+NAMES = (
+    ("model.transformer.wte.weight", "model.embed_tokens.weight"),
+    ("model.transformer.blocks.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight"),
+    ("model.transformer.blocks.{i}.q_proj.weight", "model.layers.{i}.self_attn.q_proj.weight"),
+    ("model.transformer.blocks.{i}.k_proj.weight", "model.layers.{i}.self_attn.k_proj.weight"),
+    ("model.transformer.blocks.{i}.v_proj.weight", "model.layers.{i}.self_attn.v_proj.weight"),
+    ("model.transformer.blocks.{i}.attn_out.weight", "model.layers.{i}.self_attn.o_proj.weight"),
+    ("model.transformer.blocks.{i}.ff_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
+    ("model.transformer.blocks.{i}.ff_proj.weight", "model.layers.{i}.mlp.gate_proj.weight"),
+    ("model.transformer.blocks.{i}.up_proj.weight", "model.layers.{i}.mlp.up_proj.weight"),
+    ("model.transformer.blocks.{i}.ff_out.weight", "model.layers.{i}.mlp.down_proj.weight"),
+    ("model.transformer.ln_f.weight", "model.norm.weight"),
+    ("model.transformer.ff_out.weight", "lm_head.weight"),
+)
+HEAD_NAME = "model.transformer.ff_out.weight"
+_TO_LLADA = {llama: official for official, llama in NAMES}
+_TO_LLAMA = dict(NAMES)
+_BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: its file, and its bytes from `start` to `end` there."""
+    """A tensor in a file, known by the file's header alone."""
 
     path: Path
+    name: str
     dtype: str  # as safetensors spells it: F32, BF16 …
     shape: tuple[int, ...]
-    start: int
-    end: int
 
     @property
     def num_elements(self) -> int:
         """Number of elements."""
         return prod(self.shape)
 
-    def sha256(self) -> str:
-        """Checksum of the tensor's bytes, as hexadecimal digits."""
-        return _digest(self.path, self.start, self.end)
+    def load(self) -> Tensor:
+        """Read the tensor itself."""
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(self.name)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def llada_name(name: str) -> str:
+    """Give a tensor its official name.
+
+    Args:
+        name: Llama's name, e.g. `model.layers.3.mlp.up_proj.weight`.
+
+    Returns:
+        The official name. Any other name (an official one, a bias, a buffer) comes back as it is.
+
+    Example:
+        >>> llada_name("model.layers.3.mlp.gate_proj.weight")
+        'model.transformer.blocks.3.ff_proj.weight'
+    """
+    return _look_up(name, _TO_LLADA)
+
+
+def llama_name(name: str) -> str:
+    """Give a tensor Llama's name: the inverse of `llada_name`, with other names as they are.
+
+    Example:
+        >>> llama_name("model.transformer.ff_out.weight")
+        'lm_head.weight'
+    """
+    return _look_up(name, _TO_LLAMA)
+
+
+# What gives a tensor its name in each layout.
+LAYOUTS = {"official": llada_name, "llama": llama_name}
+
+
+def _look_up(name: str, table: dict[str, str]) -> str:
+    """Look a name up with its block's number taken out, and put the number back."""
+    block = _BLOCK.search(name)
+    renamed = table.get(_BLOCK.sub("{i}", name, count=1), name)
+    return renamed.replace("{i}", block.group()) if block else renamed
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -66,7 +130,7 @@ def read_index(folder: Path) -> dict[str, str]:
     """Read which file holds which tensor.
 
     Raises:
-        ValueError: for an index that is no JSON with a `weight_map`, or that names a file outside the folder.
+        ValueError: for an index that is not JSON with a `weight_map`, or that names a file outside the folder.
     """
     try:
         weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
@@ -85,7 +149,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         FileNotFoundError: as `weight_files`.
         ValueError: for files that are cut off or corrupt (all are listed), tensors in two files, and an index that
-            tells otherwise than the files.
+            does not agree with the files.
     """
     files, problems = weight_files(folder), []
     found: dict[str, StoredTensor] = {}
@@ -111,27 +175,20 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of one file, in the file's order.
+    """List the tensors of one file.
 
     Raises:
-        ValueError: for a file that is no safetensors, or shorter than its header promises.
+        ValueError: for a file that is not safetensors, or shorter than its header promises.
     """
-    header, start = _read_raw_header(path)
     try:
-        tensors = {
-            name: StoredTensor(
-                path, entry["dtype"], tuple(entry["shape"]), *(start + offset for offset in entry["data_offsets"])
-            )
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        end = max((tensor.end for tensor in tensors.values()), default=start)
-    except (KeyError, TypeError, AttributeError):
-        raise _corrupt(path) from None
-    size = path.stat().st_size
-    if size < end:
-        raise ValueError(f"`{path.name}` is cut off: it has {size:,} bytes of {end:,}.")
-    return tensors
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: StoredTensor(path, name, part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+    except SafetensorError as error:
+        raise ValueError(f"`{path.name}` is cut off or not a safetensors file ({error}).") from None
 
 
 def copy_file(source: Path, target: Path, rename: Callable[[str], str]) -> None:
@@ -139,17 +196,17 @@ def copy_file(source: Path, target: Path, rename: Callable[[str], str]) -> None:
 
     A file whose names all stay is copied byte for byte; otherwise its header is written anew.
     """
-    header, start = _read_raw_header(source)
-    renamed = {name if name == "__metadata__" else rename(name): entry for name, entry in header.items()}
-    if renamed.keys() == header.keys():
-        shutil.copyfile(source, target)
-        return
-    text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned
-    with source.open("rb") as reader, target.open("wb") as writer:
-        writer.write(len(text).to_bytes(8, "little") + text)
-        reader.seek(start)
-        shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
+    with source.open("rb") as reader:
+        header = json.loads(reader.read(int.from_bytes(reader.read(8), "little")))
+        renamed = {name if name == "__metadata__" else rename(name): entry for name, entry in header.items()}
+        if renamed.keys() == header.keys():
+            shutil.copyfile(source, target)
+            return
+        text = json.dumps(renamed, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)  # the format wants the data aligned
+        with target.open("wb") as writer:
+            writer.write(len(text).to_bytes(8, "little") + text)
+            shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
 
 
 def link_file(source: Path, target: Path) -> None:
@@ -167,39 +224,3 @@ def link_file(source: Path, target: Path) -> None:
             f"`{source}` cannot be linked into `{target.parent.parent}`: hard links need one disk that knows them; "
             "leave out `--link` to copy."
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    """Checksum of a whole file, as hexadecimal digits."""
-    return _digest(path, 0, path.stat().st_size)
-
-
-def _read_raw_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Read the JSON in front of the data, and where the data begins."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise _corrupt(path)
-        try:
-            return json.loads(file.read(length)), 8 + length
-        except ValueError:
-            raise _corrupt(path) from None
-
-
-def _corrupt(path: Path) -> ValueError:
-    return ValueError(f"`{path.name}` is cut off or no safetensors file.")
-
-
-def _digest(path: Path, start: int, end: int) -> str:
-    digest = hashlib.sha256()
-    for piece in _pieces(path, start, end):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(path: Path, start: int, end: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < end and (piece := file.read(min(_CHUNK_BYTES, end - start))):
-            start += len(piece)
-            yield piece

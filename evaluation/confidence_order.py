@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_llada.packing_llada import packed_weights
+from modeling_llada.prepacking_llada import prepacked_weights
 from modeling_llada.unmasking_llada import Proposer, most_confident
 
 from .likelihood import LikelihoodOptions
@@ -118,7 +118,7 @@ def _reveal_in_order(
     rows = (
         MaskedCopies(pair, torch.ones(1, len(pair.continuation), dtype=torch.bool)) for pair in longest_first(checked)
     )
-    with packed_weights(model, None):
+    with prepacked_weights(model, None):
         for pieces in pack(rows, batch_budget(max_batch_tokens, model.device), cfg_scale):
             totals = _reveal(model, pad(pieces, model.device), judge, tokens_per_pass, cfg_scale)
             finished = [piece.copies.pair for piece in pieces]

@@ -13,7 +13,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
-from llada_core.tokenization import EOT_TOKEN, missing_tokens
+from llada_core.loading import Checkpoint, load_checkpoint
 from modeling_llada import LLaDAGenerationConfig
 
 from .data_parallel import Processes
@@ -21,7 +21,6 @@ from .digest import model_digest
 from .harness_options import HarnessOptions, read_arguments
 from .harness_requests import Ids, Truncation, repeat_numbers, rolling_windows, settle_request, stands_alone
 from .harness_work import Pair, Worker, options_of
-from .loading import load_model, prepare_for
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +57,11 @@ class LLaDAHarnessModel(TemplateLM):
         self.options: HarnessOptions = read_arguments({"pretrained": pretrained, **arguments})
         self.processes = Processes(self.options.device)
         self._rank, self._world_size = self.processes.rank, self.processes.num_processes
-        self.model, self.tokenizer = self._load()
+        checkpoint = self._load()
+        self.model, self.tokenizer = checkpoint.model, checkpoint.tokenizer
         self._device = self.model.device
         self._max_length = self.options.longest_text(self.model.config.max_sequence_length)
-        self.generation_config = self._settle_generation()
+        self.generation_config = checkpoint.options.updated(**self.options.generation).completed(self.model.config)
         self.num_truncated: dict[str, int] = {}
         self._worker = Worker(self.model, self.tokenizer, self.options, self._rank)
 
@@ -238,18 +238,11 @@ class LLaDAHarnessModel(TemplateLM):
         """See `Processes.barrier`."""
         self.processes.barrier()
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> Checkpoint:
         options = self.options
         if options.tokenizer is not None:
-            return options.pretrained.eval(), prepare_for(options.pretrained, options.tokenizer)
-        return load_model(options.pretrained, options.revision, options.dtype, self.processes.device)
-
-    def _settle_generation(self) -> LLaDAGenerationConfig:
-        """Return the checkpoint's options, with those of the arguments."""
-        config: Any = LLaDAGenerationConfig.from_generation_config(self.model.generation_config)
-        if config.eot_token_id is None and not missing_tokens(self.tokenizer, [EOT_TOKEN]):
-            config = config.updated(eot_token_id=self.tokenizer.convert_tokens_to_ids(EOT_TOKEN))
-        return config.updated(**self.options.generation).completed(self.model.config)
+            return Checkpoint.of(options.pretrained, options.tokenizer)
+        return load_checkpoint(options.pretrained, self.processes.device, options.dtype, options.revision)
 
     def _settle_request(self, generation_kwargs: dict[str, Any]) -> tuple[list[str], LLaDAGenerationConfig]:
         """Return the strings that end an answer, and the options of a task with those of the arguments."""

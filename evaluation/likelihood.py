@@ -22,7 +22,7 @@ from llada_core.diffusion import (
     uniform_noise_levels,
     weighted_cross_entropy,
 )
-from modeling_llada.packing_llada import packed_weights
+from modeling_llada.prepacking_llada import prepacked_weights
 
 from .likelihood_batches import (
     Batch,
@@ -150,7 +150,7 @@ def estimate_log_likelihoods(
     checked = check_pairs(model, pairs)
     num_equal = Counter(checked)
     estimates: dict[Pair, LikelihoodEstimate] = {}
-    with packed_weights(model, None):
+    with prepacked_weights(model, None):
         for pair, estimate in _estimate_different(model, longest_first(checked), options):
             estimates[pair] = estimate
             if progress is not None:

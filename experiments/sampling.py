@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from llada_core.loading import load_checkpoint
 from llada_core.tokenization import encode_chat
-from llada_evaluation.loading import load_model
 from llada_evaluation.records import checkpoint_hash
 
 from .summaries import Experiment, Interval, markdown_table, proportion_interval
@@ -173,7 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings, questions = make_settings(), read_questions(args.questions, args.count)
     about = {"questions": args.questions.name, "count": args.count, "answer_length": ANSWER_LENGTH}
     experiment = Experiment("sampling", about)
-    model, tokenizer = load_model(args.model, "main", "float32", torch.device("cpu"))
+    checkpoint = load_checkpoint(args.model, "cpu", "float32")
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
     results: dict[str, Outcome] = {}
     for setting in settings:
         # The plain setting belongs to all three studies.

@@ -1,31 +1,196 @@
 """The LLaDA model: noisy ids in, logits of the clean tokens out.
 
 A pre-norm Llama without a causal mask and without a time input.
+
+Shape legend: B batch, T positions given, S positions attended to, W positions returned, D width, H query heads.
 """
 
+import math
 from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
-# transformers 4.57 takes from a local folder the files that this one names, and not those that they name in turn:
-# some of these imports only serve to name every file that `generate` needs.
 from .cache_llada import BlockCache
-from .canvas_llada import Canvas  # noqa: F401
 from .configuration_llada import LLaDAConfig
+from .continuous_batching_llada import generate_many
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
-from .layers_llada import LLaDABlock, LLaDARMSNorm, Window, attention_mask_to_4d, rotary_tables
-from .packing_llada import packed_weights  # noqa: F401
-from .plan_llada import Plan  # noqa: F401
-from .prompt_llada import check_prompt  # noqa: F401
-from .unmasking_llada import Proposer  # noqa: F401
+from .prepacking_llada import prepacked_weights
+from .unmasking_llada import Proposer
 
 logger = logging.get_logger(__name__)
+
+Window = tuple[int, int]
+
+
+class LLaDARMSNorm(nn.Module):
+    """Root-mean-square norm: normalised in float32, cast back, then scaled."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        # Without a weight, PyTorch normalises in float32 and casts back: the order of the official model.
+        return self.weight * F.rms_norm(hidden_states, self.weight.shape, eps=self.eps)
+
+
+def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles, in float32.
+
+    The angles are a matmul of frequencies and positions: engines that run elementwise products in bfloat16 keep
+    matmuls with float32 inputs exact, and positions above 256 are not bfloat16 numbers.
+
+    Args:
+        position_ids: int64 [batch or 1, seq].
+        head_dim: width of a head, even.
+        theta: base of the frequencies.
+
+    Returns:
+        Two tensors; float32 [batch or 1, 1, seq, head_dim], the second half repeating the first.
+    """
+    device = position_ids.device
+    with torch.autocast(device_type=device.type, enabled=False):
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+        frequencies = (1.0 / theta**exponents)[None, :, None].expand(position_ids.shape[0], -1, 1)
+        angles = (frequencies @ position_ids[:, None, :].float()).transpose(1, 2)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + head_dim / 2) of queries or keys by the tables' angles, in float32.
+
+    Args:
+        states: [batch, heads, seq, head_dim], any dtype.
+        cos, sin: from `rotary_tables`.
+
+    Returns:
+        [batch, heads, seq, head_dim] in the dtype of `states`.
+    """
+    first, second = states.float().chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (states.float() * cos + turned * sin).to(states.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Optional[Tensor],
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, for `output_attentions`; the signature is that of transformers' attention functions."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def attention_mask_to_4d(attention_mask: Tensor) -> Tensor:
+    """Bring a mask into the form that attention functions take.
+
+    Args:
+        attention_mask: [batch, keys] with nonzero at valid positions, bool or a number; or already 4-D and
+            broadcastable to [batch, heads, queries, keys], bool (True attends) or float (added to the scores).
+
+    Returns:
+        A 4-D mask; bool unless a float mask came in.
+
+    Raises:
+        ValueError: for a mask of another rank.
+    """
+    if attention_mask.dim() == 4:
+        return attention_mask
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"`attention_mask` must be [batch, seq], or 4-D as attention takes it, got shape "
+            f"{tuple(attention_mask.shape)}."
+        )
+    return attention_mask[:, None, None, :].bool()
+
+
+class LLaDABlock(GradientCheckpointingLayer):
+    """A pre-norm Transformer block: attention over all valid positions, then a gated feed-forward layer."""
+
+    # transformers' attention functions are causal unless the module says that it is not.
+    is_causal = False
+
+    def __init__(self, config: LLaDAConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.d_model // config.n_heads
+        self.num_key_value_groups = config.n_heads // config.n_kv_heads
+        self.attn_norm = LLaDARMSNorm(config.d_model, config.rms_norm_eps)
+        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.k_proj = nn.Linear(config.d_model, config.n_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * self.head_dim, bias=False)
+        self.attn_out = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.ff_norm = LLaDARMSNorm(config.d_model, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
+        self.ff_out = nn.Linear(config.mlp_hidden_size, config.d_model, bias=False)
+        # Residual outputs start smaller the deeper they stand; `_init_weights` sees one module at a time.
+        self.attn_out.init_divisor = self.ff_out.init_divisor = math.sqrt(2 * (layer_idx + 1))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Optional[Tensor] = None,
+        window: Optional[Window] = None,
+        cache: Optional[BlockCache] = None,
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        """Apply the block.
+
+        Args:
+            hidden_states: [batch, seq, d_model].
+            rotary: tables of `rotary_tables`.
+            attention_mask: None, bool or additive, broadcastable to [batch, heads, seq, seq].
+            window: (start, end): positions whose output is needed; the others only serve as keys and values.
+            cache: a `BlockCache` that takes in this pass's keys and values and returns those to attend to.
+
+        Returns:
+            Hidden states, [batch, seq or end - start, d_model], and attention weights if the implementation has any.
+        """
+        normed = self.attn_norm(hidden_states)
+        query_input, query_rotary = normed, rotary
+        if window is not None:
+            start, end = window
+            hidden_states, query_input = hidden_states[:, start:end], normed[:, start:end]
+            query_rotary = (rotary[0][:, :, start:end], rotary[1][:, :, start:end])
+            if attention_mask is not None and attention_mask.shape[2] > 1:
+                attention_mask = attention_mask[:, :, start:end]
+        heads = (-1, self.head_dim)
+        query = rotate(self.q_proj(query_input).unflatten(-1, heads).transpose(1, 2), *query_rotary)
+        key = rotate(self.k_proj(normed).unflatten(-1, heads).transpose(1, 2), *rotary)
+        value = self.v_proj(normed).unflatten(-1, heads).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        implementation = self.config._attn_implementation
+        attention = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
+        attended, weights = attention(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0)
+        hidden_states = hidden_states + self.attn_out(attended.reshape(*hidden_states.shape))
+        normed = self.ff_norm(hidden_states)
+        return hidden_states + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed)), weights
 
 
 class LLaDAPreTrainedModel(PreTrainedModel):
@@ -40,40 +205,6 @@ class LLaDAPreTrainedModel(PreTrainedModel):
     _auto_class = "AutoModel"
     # Our losses divide by the whole optimizer step themselves; `Trainer` must not divide once more.
     accepts_loss_kwargs = False
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does, but refuse weights that are cut off or incomplete.
-
-        transformers fills missing tensors with random numbers. To have that, pass `output_loading_info=True`: the
-        result is then (model, report), and the report names them.
-
-        Raises:
-            ValueError: for a corrupt weight file, and for missing tensors that no report was asked for.
-        """
-        wants_report = kwargs.pop("output_loading_info", False)
-        try:
-            model, report = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except Exception as error:
-            # By its name: Hub code imports nothing but torch and transformers.
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise ValueError(
-                f"The weights of `{pretrained_model_name_or_path}` cannot be loaded ({error}): a file is cut off or "
-                "corrupt. Download or save them again."
-            ) from error
-        if wants_report:
-            return model, report
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"The weights of `{pretrained_model_name_or_path}` lack {len(missing)} tensor(s), such as "
-                f"`{missing[0]}`. Download or save them again, or pass `output_loading_info=True` to have what is "
-                "missing initialised."
-            )
-        return model
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize embedding and head as in transformers, and the config's `embedding_size` with them."""
@@ -188,7 +319,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(length, device=hidden_states.device)[None]
         rotary = rotary_tables(position_ids, self.transformer.blocks[0].head_dim, self.config.rope_theta)
-        mask = attention_mask_to_4d(attention_mask)
+        mask = None if attention_mask is None else attention_mask_to_4d(attention_mask)
 
         all_hidden_states: tuple[Tensor, ...] = (hidden_states,)
         all_attentions: tuple[Optional[Tensor], ...] = ()
@@ -208,7 +339,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             hidden_states=all_hidden_states if output_hidden_states else None,
             attentions=all_attentions if output_attentions else None,
         )
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        is_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if is_dict else output.to_tuple()
 
     def _check_call(
         self,
@@ -221,8 +353,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             raise ValueError(
                 f"`use_cache` must be left out where the Transformer is called without its head, got {use_cache}. The "
                 "fused head of TRL's trainers (`fused_lm_head=True`) calls it so; it shifts the labels and masks "
-                "nothing, and a bidirectional model would only learn to copy its input. Train with `LLaDASFTTrainer` "
-                "or `LLaDAPretrainingTrainer` of `llada_training`."
+                "nothing, and a bidirectional model would only learn to copy its input. Train with a loss on masked "
+                "tokens, as `LLaDASFTTrainer` and `LLaDAPretrainingTrainer` of this project's repository do."
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
@@ -232,9 +364,6 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 f"{self.config._attn_implementation!r}; load the model with "
                 f'`from_pretrained(..., attn_implementation="eager")`.'
             )
-
-    def _wants_dict(self, return_dict: Optional[bool]) -> bool:
-        return bool(self.config.return_dict if return_dict is None else return_dict)
 
 
 class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
@@ -258,6 +387,11 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     """
 
     generation_config_class = LLaDAGenerationConfig
+    # What `generate` needs of a model beside `forward`, see `LLaDAGenerationMixin`.
+    proposer_class = Proposer
+    prepacked_weights = prepacked_weights
+    # As a method; the function takes any model that generates.
+    generate_many = generate_many
     _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
 
     def __init__(self, config: LLaDAConfig):
@@ -307,8 +441,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
             labels: clean ids, -100 where nothing is to be learnt; int64 [batch, seq]. Labels are never shifted, and
                 only masked positions count: the mean cross-entropy over labelled positions that hold the mask token
-                (over all labelled ones if `inputs_embeds` is given). The weighted losses of training are in
-                `llada_training`.
+                (over all labelled ones if `inputs_embeds` is given). The weighted losses of training are those of
+                this project's trainers.
             past_key_values: a `BlockCache` of `cache_llada.py`, as `generate` uses it (see `LLaDAModel.forward`).
                 The caches of transformers hold a finished past, which a bidirectional model does not have.
             use_cache: not supported; None or False.
@@ -355,14 +489,15 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             # A model spread over devices ends on another one than it began.
             is_scored = logits_positions[:, slice(*logits_window or (None,))].to(hidden_states.device)
             hidden_states = hidden_states[is_scored]
-        logits = self.get_output_embeddings()(hidden_states)
+        logits = self.model.transformer.ff_out(hidden_states)
         output = MaskedLMOutput(
             loss=None if labels is None else self._masked_loss(logits, labels, input_ids),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return output if self.model._wants_dict(return_dict) else output.to_tuple()
+        is_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if is_dict else output.to_tuple()
 
     def _masked_loss(self, logits: Tensor, labels: Tensor, input_ids: Optional[Tensor]) -> Tensor:
         """Mean cross-entropy over labelled positions that hold the mask token, without any shift; float32 scalar."""
@@ -373,8 +508,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             raise ValueError(
                 "`labels` were given, but no labelled position of `input_ids` holds the mask token "
                 f"(`mask_token_id`={self.config.mask_token_id}): a bidirectional model would only learn to copy its "
-                "input. Mask the input first (`llada_core.diffusion.add_noise`), or train with "
-                "`LLaDASFTTrainer` or `LLaDAPretrainingTrainer` of `llada_training`, which do."
+                "input. Mask a share of it first, as `LLaDASFTTrainer` and `LLaDAPretrainingTrainer` of this project's "
+                "repository do."
             )
         is_scored, labels = is_scored.to(logits.device), labels.to(logits.device)
         return F.cross_entropy(logits[is_scored].float(), labels[is_scored])

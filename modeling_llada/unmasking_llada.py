@@ -92,7 +92,6 @@ CONFIDENCE_MEASURES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "margin": margin,
     "entropy": entropy,
 }
-REMASKING = (*CONFIDENCE_MEASURES, "random")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Proposer:
 
     Attributes:
         mask_token_id: never proposed.
-        measure: one of `REMASKING`.
+        measure: a key of `CONFIDENCE_MEASURES`, or `random`.
         warp: maps (ids, logits) to the logits to draw from, e.g. a `LogitsProcessorList`; None takes the most
             probable token.
         needs_entropy: whether to compute the entropies too.
@@ -156,10 +155,11 @@ def most_probable(logits: Tensor, mask_token_id: int) -> Tensor:
     Returns:
         int64 [num_scored].
     """
-    mask_logits = logits[:, mask_token_id].clone()
-    logits[:, mask_token_id] = -torch.inf
+    of_mask = logits[:, mask_token_id]
+    saved = of_mask.clone()
+    of_mask.fill_(-torch.inf)
     candidates = logits.argmax(-1)
-    logits[:, mask_token_id] = mask_logits
+    of_mask.copy_(saved)
     return candidates
 
 
@@ -255,14 +255,12 @@ def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         confidence: -inf where nothing may be committed; float32 [batch, block].
-        counts: positions to mark, at most the finite ones; int64 [batch].
+        counts: positions to mark, if so many are finite; int64 [batch].
 
     Returns:
-        bool [batch, block], `counts` per row.
+        bool [batch, block].
     """
-    order = confidence.argsort(dim=-1, descending=True, stable=True)
-    rank = order.argsort(dim=-1)
-    return rank < counts[:, None]
+    return CommitRule()(confidence, counts)
 
 
 @dataclass(frozen=True)
@@ -276,27 +274,31 @@ class CommitRule:
     """
 
     value: float = 0.0
-    # Whether `count` reads the entropies.
+    # Whether `is_allowed` reads the entropies.
     needs_entropy = False
 
-    def __call__(self, confidence: Tensor, at_least: Tensor, entropies: Optional[Tensor] = None) -> Tensor:
+    def __call__(self, confidence: Tensor, at_least: Union[int, Tensor], entropies: Optional[Tensor] = None) -> Tensor:
         """Mark the tokens to commit.
 
         Args:
             confidence: -inf where nothing may be committed; float32 [batch, block].
-            at_least: tokens that the pass commits in any case, if so many are masked; int64 [batch].
+            at_least: tokens that the pass commits in any case, if so many are masked; a number, or int64 [batch].
             entropies: entropy of each prediction in nats, 0 where nothing may be committed; float32 [batch, block].
 
         Returns:
             bool [batch, block].
         """
         ranked, order = confidence.sort(dim=-1, descending=True, stable=True)
+        counts = at_least if isinstance(at_least, int) else at_least[:, None]
         is_allowed = self.is_allowed(ranked, None if entropies is None else entropies.gather(-1, order))
-        # Every rule holds for a prefix of the ranking.
-        counts = torch.maximum((is_allowed & ranked.isfinite()).sum(-1), at_least)
-        return most_confident(confidence, counts) & confidence.isfinite()
+        if is_allowed is not None:
+            # Every rule holds for a prefix of the ranking.
+            counts = (is_allowed & (ranked > -torch.inf)).sum(-1, keepdim=True).clamp(min=counts)
+        is_first = torch.arange(1, order.shape[-1] + 1, device=order.device) <= counts
+        is_committed = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, is_first.expand_as(order))
+        return is_committed & (confidence > -torch.inf)
 
-    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Tensor:
+    def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Optional[Tensor]:
         """Whether the rule allows to commit the first n tokens, for n = 1..block.
 
         Args:
@@ -304,9 +306,9 @@ class CommitRule:
             entropies: in the same order; float32 [batch, block], or None.
 
         Returns:
-            bool [batch, block]; True, then False.
+            bool [batch, block], True and then False; None if no n is allowed.
         """
-        return torch.zeros_like(ranked, dtype=torch.bool)
+        return None
 
 
 @dataclass(frozen=True)

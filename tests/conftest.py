@@ -1,13 +1,41 @@
 """Shared fixtures: the tiny official checkpoints, and what the official code computed on them."""
 
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from transformers import dynamic_module_utils
 
+from llada_core.host import avoid_broken_amx
 from modeling_llada import LLaDAConfig, LLaDAModelLM
+from tests.helpers import REFERENCE
 
-REFERENCE = Path(__file__).parent / "reference"
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where AMX does not work, switch it off before the first product, here and in what the tests start."""
+    avoid_broken_amx()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With `--durations=N`, keep the N longest set-ups, calls and clean-ups in build/durations.txt."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "duration")]
+    reports.sort(key=lambda report: report.duration, reverse=True)
+    if count := config.getoption("durations"):
+        target = config.rootpath / "build" / "durations.txt"
+        target.parent.mkdir(exist_ok=True)
+        lines = [f"{report.duration:8.2f} s {report.when:8} {report.nodeid}\n" for report in reports[:count]]
+        target.write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_remote_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep copies of remote code apart: test processes side by side would write the same files of the user's cache."""
+    folder = str(tmp_path_factory.mktemp("remote-code"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", folder)
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session", params=["mha", "tied"])

@@ -81,6 +81,7 @@ class HubServer:
     Attributes:
         url: for `HF_ENDPOINT`.
         token: for `HF_TOKEN`; every other one is refused.
+        environment: the variables by which a process becomes its client.
         repos: by `user/name`.
         objects: LFS contents by SHA-256, those of uploads that never ended in a commit too.
         refused: requests whose `METHOD /path` matches this pattern are answered with `refusal`.
@@ -99,6 +100,8 @@ class HubServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.environment = {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token, "HF_HUB_OFFLINE": "0"}
+        self.environment |= {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
 
     def __enter__(self) -> "HubServer":
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from itertools import product
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import REFERENCE
+from tests.helpers import REFERENCE, run_script
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 CHECKPOINT = REFERENCE / "checkpoints" / "mha"
@@ -23,9 +22,7 @@ TINY_MODEL = ["--d-model", "32", "--layers", "2", "--heads", "2", "--mlp", "64",
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(FOLDER / script), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return run_script(FOLDER / script, *arguments)
 
 
 def result_of(script: str, path: Path, *arguments: str) -> tuple[dict[str, Any], str]:

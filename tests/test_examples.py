@@ -15,10 +15,10 @@ import jinja2.meta
 import pytest
 from huggingface_hub import ModelCard
 
-from llada_conversion.card import render_card
-from modeling_llada.generation_config_llada import DEFAULTS
+from llada_core.card import new_card
+from modeling_llada.generation_config_llada import OPTIONS
+from tests.helpers import ROOT, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 CODE_FOLDERS = (
     "modeling_llada",
     "training",
@@ -67,6 +67,13 @@ def run(*command: str, folder: Path) -> str:
     return done.stdout
 
 
+def run_example(name: str, *arguments: str, folder: Path) -> str:
+    """Run a script of examples/ in this process, and return what it printed."""
+    done = run_script(ROOT / "examples" / name, *arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def blocks(document: str, language: str) -> list[str]:
     """The document's code blocks in a language, without those marked `no-run`."""
     text = (ROOT / document).read_text(encoding="utf-8")
@@ -96,15 +103,14 @@ def test_the_command_lines_of_the_readme_run(folder) -> None:
 
 @pytest.mark.slow
 def test_the_generation_example_runs(folder) -> None:
-    output = run(sys.executable, str(ROOT / "examples" / "generate.py"), folder=folder)
+    output = run_example("generate.py", folder=folder)
     for part in ("Greedy", "passes of the model", "Drawn", "Guided", "Infilled", "Streamed"):
         assert part in output
 
 
 @pytest.mark.slow
 def test_the_pretraining_example_learns_its_sentences(folder) -> None:
-    script = str(ROOT / "examples" / "pretrain_from_scratch.py")
-    output = run(sys.executable, script, "--output", "toy", "--steps", "600", folder=folder)
+    output = run_example("pretrain_from_scratch.py", "--output", "toy", "--steps", "600", folder=folder)
     assert "the frog sings beside the pond" in output
     assert "the owl hunts mice in the dark" in output
     assert (folder / "toy" / "model.safetensors").exists()
@@ -113,7 +119,7 @@ def test_the_pretraining_example_learns_its_sentences(folder) -> None:
 @pytest.mark.slow
 @pytest.mark.newest_only
 def test_the_lora_example_learns_its_facts_and_merges_them(folder) -> None:
-    output = run(sys.executable, str(ROOT / "examples" / "finetune_lora.py"), "--output", "lora", folder=folder)
+    output = run_example("finetune_lora.py", "--output", "lora", folder=folder)
     before, adapted, merged = (part.splitlines() for part in re.split(r"\n.*reloaded.*\n", output))
     for fact in ("The ship is called the Silver Heron.", "The cook makes fish soup with onions."):
         assert [any(fact in line for line in part) for part in (before, adapted, merged)] == [False, True, True]
@@ -150,17 +156,18 @@ def test_the_card_template_describes_every_variable_it_uses_and_no_other() -> No
 
 
 def test_a_card_with_nothing_optional_has_neither_gaps_nor_empty_parts() -> None:
-    needed = {"model_name": "m", "model_id": "me/m", "summary": "A model.", "license": "mit", "prompt": "Once"}
-    variables = {**dict.fromkeys(described_variables()), **needed}
-    card = render_card(variables)
+    card = str(new_card(model_name="m", model_id="me/m", summary="A model.", license="mit", prompt="Once"))
     headings = re.findall("^#+ .*$", card, flags=re.MULTILINE)
     assert headings == ["# m", "## Usage", "## Licence and notices", "## Citation"]
     assert "None" not in card
     assert "\n\n\n" not in card
     assert ModelCard(card).data.to_dict()["license"] == "mit"
-    del variables["samples"]
-    with pytest.raises(jinja2.UndefinedError, match="'samples' is undefined"):
-        render_card(variables)
+    assert card.endswith("```\n")
+
+
+def test_a_misspelt_variable_of_the_card_raises() -> None:
+    with pytest.raises(TypeError, match=r"Unknown variables of the model card: sample; see model_card\.md\."):
+        new_card(model_name="m", model_id="me/m", summary="A model.", sample=[])
 
 
 @pytest.fixture
@@ -184,9 +191,9 @@ def finished_run(folder) -> tuple[Path, Path]:
 
 @pytest.mark.slow
 def test_a_finished_run_becomes_a_folder_with_a_card_that_loads_as_the_card_says(finished_run, folder) -> None:
-    script = str(ROOT / "examples" / "llada_tiny" / "write_card.py")
     run_folder, data = (str(path) for path in finished_run)
-    run(sys.executable, script, "--run", run_folder, "--data", data, "--output", "model", folder=folder)
+    places = ["--run", run_folder, "--data", data, "--output", "model"]
+    run_example("llada_tiny/write_card.py", *places, folder=folder)
     card = ModelCard((folder / "model" / "README.md").read_text(encoding="utf-8"))
     assert card.data.to_dict()["library_name"] == "transformers"
     for part in ("Usage", "Training data", "Training procedure", "Evaluation", "Samples", "Limits"):
@@ -205,10 +212,11 @@ def test_a_finished_run_becomes_a_folder_with_a_card_that_loads_as_the_card_says
 # --- tables, names, links --------------------------------------------------------------------------------------------
 
 
-def test_the_table_of_options_holds_every_option_with_its_default_in_order() -> None:
+def test_the_table_of_options_is_the_one_of_the_code() -> None:
     text = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8").split("## Options")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| (.+) \|$", text, flags=re.MULTILINE)
-    assert [(name, ast.literal_eval(default)) for name, default, _ in rows] == list(DEFAULTS.items())
+    expected = [(name, default, meaning) for name, (default, _, _, meaning) in OPTIONS.items()]
+    assert [(name, ast.literal_eval(default), meaning) for name, default, meaning in rows] == expected
 
 
 def source_files() -> list[Path]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Folder -> installed name. A folder that does not exist yet is skipped.
 PACKAGES = {
+    "llada": "llada",
     "modeling_llada": "modeling_llada",
     "core": "llada_core",
     "training": "llada_training",
@@ -24,6 +25,7 @@ BARE_NAMES = {folder for folder, name in PACKAGES.items() if folder != name}
 
 # Installed name -> the packages it may import.
 ARROWS = {
+    "llada": set(PACKAGES.values()) - {"llada_cli"},
     "modeling_llada": set(),
     "llada_checkpoints": set(),
     "llada_core": {"modeling_llada", "llada_checkpoints"},
@@ -38,22 +40,17 @@ HUB_ORDER = [
     "configuration_llada",
     "unmasking_llada",
     "cache_llada",
-    "canvas_llada",
-    "packing_llada",
+    "prepacking_llada",
     "generation_config_llada",
-    "prompt_llada",
-    "plan_llada",
     "generation_llada",
-    "layers_llada",
+    "continuous_batching_llada",
     "modeling_llada",
-    "batching_llada",
 ]
 HUB_LEAVES = {
     "configuration_llada",
     "unmasking_llada",
     "cache_llada",
-    "canvas_llada",
-    "packing_llada",
+    "prepacking_llada",
 }
 HUB_THIRD_PARTY = {"torch", "transformers"}
 HEAVY = {"torch", "transformers", "llada_training", "llada_conversion", "llada_evaluation", "modeling_llada"}

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import torch
 from transformers import BitsAndBytesConfig
 
-from modeling_llada import LLaDAModelLM
+from llada_core.loading import load_model
 
 from .diffusion_trainer import SAVE_DTYPES, option
 
@@ -126,5 +126,5 @@ def merge_adapter(model: str, adapter: str, output_dir: str, dtype: Optional[str
 
     if os.path.realpath(output_dir) == os.path.realpath(adapter):
         raise ValueError(f"`output_dir` must not be the adapter's folder, got {output_dir}; name another one.")
-    base = LLaDAModelLM.from_pretrained(model, dtype="auto" if dtype is None else getattr(torch, dtype))
+    base = load_model(model, dtype=dtype or "auto")
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(output_dir)

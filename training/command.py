@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
-from transformers import PreTrainedTokenizerFast, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from trl import TrlParser
 
+from llada_core import loading
 from llada_core.tokenization import BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
-from modeling_llada import LLaDAModelLM
 
 from .checkpoints import checkpoint_to_resume, last_checkpoint
 from .plots import plot_loss_curve
@@ -83,7 +83,7 @@ def save_model(trainer: Any) -> None:
 
 
 def load_tokenizer(config: Any) -> Any:
-    """Load the tokenizer named by `tokenizer`, else the one beside `model`.
+    """Load the tokenizer named by `tokenizer`, else the one beside `model`; its own chat template stays.
 
     Raises:
         ValueError: if neither is given.
@@ -91,37 +91,11 @@ def load_tokenizer(config: Any) -> Any:
     source = config.tokenizer or config.model
     if source is None:
         raise ValueError("`tokenizer` must name a folder or Hub id when `model` does not, got None; train one first.")
-    # By its class: AutoTokenizer would ask to run the code beside the checkpoint.
-    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(source)
+    tokenizer: Any = loading.load_tokenizer(source, prepare=False)
     if tokenizer.mask_token_id is None and not missing_tokens(tokenizer, [MASK_TOKEN, BOS_TOKEN, EOS_TOKEN]):
         # The released tokenizers hold LLaDA's tokens but declare no mask.
         tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
     return tokenizer
-
-
-def load_checkpoint(config: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Load the checkpoint `model`; `options` are those of `from_pretrained`.
-
-    Weights that are trained are float32: mixed precision is the trainer's, and saving in another type is
-    `save_dtype`'s.
-    """
-    return LLaDAModelLM.from_pretrained(
-        config.model, dtype=dtype, attn_implementation=config.attn_implementation, **options
-    )
-
-
-def check_token_ids(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that is not the model's.
-
-    Raises:
-        ValueError: if the mask or EOS tokens differ.
-    """
-    for name in ("mask_token_id", "eos_token_id"):
-        ours, theirs = getattr(model.config, name), getattr(tokenizer, name)
-        if theirs is not None and theirs not in (ours if isinstance(ours, list) else [ours]):
-            raise ValueError(
-                f"`{name}` must be the same in model and tokenizer, got {ours} and {theirs}; use the model's tokenizer."
-            )
 
 
 def find_checkpoint(config: Any) -> Optional[str]:

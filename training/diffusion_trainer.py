@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import AutoConfig, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
+from llada_core.card import write_card
 from llada_core.diffusion import NOISE_EPS, NoisyBatch, low_discrepancy_noise_levels
+from llada_core.loading import DTYPES
 from llada_core.tokenization import save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
 
 from .batch import COLUMNS, pack_rows, padding_mask
-from .card import write_card
 from .checkpoints import ResumableTrainer
 from .loss import (
     MaskedPredictions,
@@ -37,7 +38,7 @@ EVALUATION_SEED, EVALUATION_STEP = 0, -1
 # The diffusion loss brings its own; `Trainer` takes others as arguments.
 REFUSED_ARGUMENTS = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
 DECAY_TYPES = ("linear", "cosine", "1-sqrt")
-SAVE_DTYPES = ("float32", "bfloat16", "float16")
+SAVE_DTYPES = tuple(name for name in DTYPES if name != "auto")
 WARMUP_STABLE_DECAY = SchedulerType.WARMUP_STABLE_DECAY.value
 # Options of TrainingArguments that would change or bypass the diffusion loss, with the only value that fits.
 FIXED_OPTIONS = {

@@ -2,9 +2,10 @@
 
 from typing import Any, cast
 
+from llada_core import loading
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
-from .command import check_token_ids, load_checkpoint, load_tokenizer, parse_options, report_start, run_training
+from .command import load_tokenizer, parse_options, report_start, run_training
 from .data import load_documents, pack_documents
 from .pretraining import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 
@@ -75,7 +76,8 @@ def load_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
         ValueError: if neither is given, if the tokenizer has no mask token, or its ids and the model's differ.
     """
     if config.model is not None:
-        model = load_checkpoint(config)
+        # In float32: mixed precision is the trainer's, and saving in another type is `save_dtype`'s.
+        model = loading.load_model(config.model, dtype="float32", attn_implementation=config.attn_implementation)
     elif config.model_config is not None:
         model = LLaDAModelLM._from_config(
             LLaDAConfig(**_token_fields(tokenizer) | cast(dict, config.model_config)),
@@ -83,7 +85,7 @@ def load_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
         )
     else:
         raise ValueError("One of `model` (continue) and `model_config` (start afresh) must be given, got neither.")
-    check_token_ids(model, tokenizer)
+    loading.check_tokenizer(tokenizer, model.config)
     if config.sequence_length > model.config.max_sequence_length:
         raise ValueError(
             "`sequence_length` must be at most the model's `max_sequence_length` "

@@ -3,22 +3,14 @@
 import os
 from typing import Any
 
-import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.chat_template_utils import has_generation_markers
 
+from llada_core.loading import check_tokenizer, load_model
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 
 from .adapters import AdapterOptions, merge_adapter
-from .command import (
-    check_token_ids,
-    load_checkpoint,
-    load_tokenizer,
-    parse_options,
-    report_start,
-    run_training,
-    save_model,
-)
+from .command import load_tokenizer, parse_options, report_start, run_training, save_model
 from .data import load_examples
 from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
@@ -79,8 +71,9 @@ def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTr
     tokenizer = load_tokenizer(config)
     if any(has_conversations(examples) for examples in data.values()):
         tokenizer = _with_marked_template(tokenizer)
-    model = load_checkpoint(config, getattr(torch, adapter.dtype), **adapter.loading_options())
-    check_token_ids(model, tokenizer)
+    options = {"attn_implementation": config.attn_implementation, **adapter.loading_options()}
+    model = load_model(config.model, dtype=adapter.dtype, **options)
+    check_tokenizer(tokenizer, model.config)
     trainer = LLaDASFTTrainer(
         model,
         config,

@@ -10,12 +10,13 @@ Source: Fast-dLLM (arXiv:2505.22618), prefix and dual cache.
 """
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-CACHES = ("none", "prefix", "dual")
+# Rows of a batch: all of them, or these; int64 [rows].
+Rows = Union[slice, Tensor]
 
 
 class BlockCache:
@@ -33,6 +34,11 @@ class BlockCache:
         self._keys: list[Optional[Tensor]] = [None] * num_layers
         self._values: list[Optional[Tensor]] = [None] * num_layers
         self._columns: Optional[Tensor] = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows whose keys and values it holds."""
+        return self._keys[0].shape[0]
 
     def set_window(self, start: int, end: int, device: torch.device) -> None:
         """Say which columns the next pass computes."""
@@ -72,20 +78,20 @@ class BlockCache:
 
         return [(cut(key), cut(value)) for key, value in zip(self._keys, self._values)], is_inside
 
-    def select(self, rows: Tensor, num_columns: Optional[int] = None) -> "BlockCache":
-        """A copy that holds some of the rows, cut or extended to `num_columns`; int64 [rows]."""
+    def select(self, rows: Rows, num_columns: Optional[int] = None) -> "BlockCache":
+        """A copy that holds some of the rows, cut or extended to `num_columns`."""
         selected = BlockCache(len(self._keys), num_columns or self.num_columns)
         selected._keys = [_resized(key, rows, selected.num_columns) for key in self._keys]
         selected._values = [_resized(value, rows, selected.num_columns) for value in self._values]
         return selected
 
 
-def _resized(states: Optional[Tensor], rows: Tensor, num_columns: int) -> Optional[Tensor]:
+def _resized(states: Optional[Tensor], rows: Rows, num_columns: int) -> Optional[Tensor]:
     if states is None or num_columns == states.shape[2]:
         return None if states is None else states[rows]
-    resized = states.new_empty(len(rows), states.shape[1], num_columns, states.shape[3])
-    common = min(num_columns, states.shape[2])
-    resized[:, :, :common] = states[rows, :, :common]
+    kept = states[rows, :, :num_columns]
+    resized = states.new_empty(*kept.shape[:2], num_columns, kept.shape[3])
+    resized[:, :, : kept.shape[2]] = kept
     return resized
 
 
@@ -93,20 +99,18 @@ def _resized(states: Optional[Tensor], rows: Tensor, num_columns: int) -> Option
 class WindowPolicy:
     """Decides which columns each pass computes, and holds the cache that serves the others.
 
-    One policy serves every cache, so that there is one step loop:
-
     | cache | first pass of a block, and every `refresh_interval`-th | other passes |
     |---|---|---|
-    | `none` | all columns | all columns |
     | `prefix` | all columns | from the block's start |
     | `dual` | all columns | the block |
 
+    Which rows take part is the canvas's to know: the cache holds the keys and values of those rows, in their order.
+
     Attributes:
-        cache: `none`, `prefix` or `dual`.
+        cache: `prefix` or `dual`.
         num_layers: layers of the model.
         refresh_interval: passes from one full pass of a block to the next; None makes only its first pass full.
         prompt_length: with a frozen prompt, the columns that only the first pass of the call computes; else 0.
-        suffix_window: masked columns after the block that are looked at; None looks at all.
         num_copies: rows in the model's batch per row of the canvas (2 with guidance).
     """
 
@@ -114,58 +118,48 @@ class WindowPolicy:
     num_layers: int
     refresh_interval: Optional[int] = None
     prompt_length: int = 0
-    suffix_window: Optional[int] = None
     num_copies: int = 1
     _store: Optional[BlockCache] = None
-    _rows: Optional[Tensor] = None
-    _prompt: Optional[tuple[BlockCache, Tensor]] = None
+    _prompt: Optional[BlockCache] = None
 
-    def visible_end(self, end: int, num_columns: int) -> int:
-        """Columns of the canvas that a block ending at `end` looks at."""
-        return num_columns if self.suffix_window is None else min(num_columns, end + self.suffix_window)
-
-    def start_block(self, rows: Tensor, num_columns: int) -> None:
-        """Begin a block with nothing cached, but for a frozen prompt.
+    def next_window(
+        self, step: int, start: int, end: int, num_columns: int, rows: Rows, device: torch.device
+    ) -> tuple[int, int, BlockCache]:
+        """Choose the columns that a pass computes.
 
         Args:
-            rows: rows of the canvas that take part; int64 [active].
+            step: number of the pass in its block; the first one begins with nothing cached, but for a frozen prompt.
+            start, end: columns of the block.
             num_columns: columns that the block looks at.
-        """
-        self._rows = rows
-        if self.cache == "none":
-            return
-        if self._prompt is None:
-            self._store = BlockCache(self.num_layers, num_columns)
-        else:
-            store, known_rows = self._prompt
-            self._store = store.select(
-                self._in_batch(torch.searchsorted(known_rows, rows), len(known_rows)), num_columns
-            )
+            rows: rows of the call that take part.
+            device: where the model's inputs are.
 
-    def next_window(self, step: int, start: int, end: int, num_columns: int) -> tuple[int, int, Optional[BlockCache]]:
-        """Columns that pass `step` of the block start..end-1 computes: first, end, and the cache (None without)."""
-        if self.cache == "none":
-            return 0, num_columns, None
-        is_full = step == 0 or (self.refresh_interval is not None and step % self.refresh_interval == 0)
-        if is_full:
-            window = (self.prompt_length if self._prompt is not None else 0, num_columns)
+        Returns:
+            First and end column of the pass, and the cache that serves the others.
+        """
+        if step == 0 and self._prompt is None:
+            self._store = BlockCache(self.num_layers, num_columns)
+        elif step == 0:
+            self._store = self._rows_of(self._prompt, rows, num_columns)
+        if step == 0 or (self.refresh_interval is not None and step % self.refresh_interval == 0):
+            window = (0 if self._prompt is None else self.prompt_length, num_columns)
         else:
             window = (start, num_columns if self.cache == "prefix" else end)
-        self._store.set_window(*window, self._rows.device)
+        self._store.set_window(*window, device)
         return *window, self._store
 
-    def pass_done(self) -> None:
-        """Note a finished pass; the first one of the call has the keys and values of the prompt."""
-        if self.prompt_length and self._prompt is None and self.cache != "none":
-            every_row = torch.arange(self.num_copies * len(self._rows), device=self._rows.device)
-            self._prompt = (self._store.select(every_row, self.prompt_length), self._rows)
+    def keep_prompt(self) -> None:
+        """After the first pass of the call, in which all rows take part, keep the keys and values of the prompt."""
+        if self._prompt is None:
+            self._prompt = self._store.select(slice(None), self.prompt_length)
 
     def keep(self, is_kept: Tensor) -> None:
         """Let rows sit out the block's remaining passes; bool [active]."""
-        if self._store is not None:
-            self._store = self._store.select(self._in_batch(is_kept.nonzero()[:, 0], len(is_kept)))
-        self._rows = self._rows[is_kept]
+        self._store = self._rows_of(self._store, is_kept.nonzero()[:, 0])
 
-    def _in_batch(self, rows: Tensor, num_rows: int) -> Tensor:
-        """Rows of the model's batch, where the copies of all rows stand one after the other."""
-        return torch.cat([rows + copy * num_rows for copy in range(self.num_copies)])
+    def _rows_of(self, store: BlockCache, rows: Rows, num_columns: Optional[int] = None) -> BlockCache:
+        """Select rows from the model's batch, where the copies of all rows stand one after the other."""
+        if isinstance(rows, Tensor):
+            num_rows = store.num_rows // self.num_copies
+            rows = torch.cat([rows + copy * num_rows for copy in range(self.num_copies)])
+        return store.select(rows, num_columns)

@@ -27,7 +27,7 @@ from prepare_instructions import QUESTIONS, STATISTICS, read_jsonl
 from stages import Stage, commands, describe_stages, joined_history, options_shown, write_log
 from transformers import PreTrainedTokenizerFast
 
-from llada_conversion.card import render_card
+from llada_core.card import new_card
 from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 from llada_training import (
     LLaDAPretrainingConfig,
@@ -131,8 +131,7 @@ def main() -> None:
     write_log(history, options.output / LOG)
     plot_loss_curve(history, options.output / CURVE, "Loss")
     shutil.copy(options.data / NOTICE, options.output / NOTICE)
-    card = render_card(card_variables(options, model, tokenizer, stages))
-    (options.output / "README.md").write_text(card, encoding="utf-8")
+    new_card(**card_variables(options, model, tokenizer, stages)).save(options.output / "README.md")
     check_folder(options.output)
 
 
@@ -164,19 +163,15 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, stages: list[Stage]) -> dict[str, Any]:
-    """Gather what the template asks for; see its head for the meaning of each."""
+    """Gather what `new_card` asks for; the template's head gives the meaning of each."""
     statistics = json.loads((options.data / "statistics.json").read_text(encoding="utf-8"))
     hours = sum(stage.hours for stage in stages)
     return {
         "model_name": "llada-tiny",
         "model_id": options.output.as_posix(),
-        "is_adapter": False,
         "summary": summary(model),
         "license": "apache-2.0",
         "languages": ["en"],
-        "base_model": None,
-        "datasets": [],
-        "tags": [],
         "prompt": COMPLETIONS[0],
         "infill_prompt": INFILLS[0].replace(MASK_GLYPH, "MASK"),
         "chat_question": ASKED[0] if stages[-1].has_answers else None,
@@ -194,7 +189,6 @@ def card_variables(options: argparse.Namespace, model: Any, tokenizer: Any, stag
         "held-out documents, by `LLaDAPretrainingTrainer.evaluate`: every sequence is masked once, its share of "
         f"masked tokens spread evenly over (0, 1]. {ANSWERS_METHOD if stages[-1].has_answers else ''}{machine()}, "
         f"{datetime.date.today()}.",
-        "model_index": [],
         "samples": (write_answers(model, tokenizer) if stages[-1].has_answers else [])
         + write_samples(model, tokenizer),
         "samples_method": f"Written by `examples/llada_tiny/write_card.py` with the prompts listed there; nothing was "

@@ -303,8 +303,8 @@ BAD_LINES = [
     ('{"prompt": " "}', "`prompt` of prompts.jsonl:2 is empty"),
     ('{"messages": []}', "`messages` of prompts.jsonl:2 must be a list of at least one turn"),
     ('{"messages": [{"role": "user"}]}', "Every turn in `messages` of prompts.jsonl:2 must have the texts"),
-    ('{"prompt": "a", "answer": "b"}', "prompts.jsonl:2 has the key `answer`, which the answer will have"),
-    ('{"prompt": "\\ud800"}', "prompts.jsonl:2 holds a character that is none"),
+    ('{"prompt": "a", "answer": "b"}', "prompts.jsonl:2 has the key `answer`, which the answer adds"),
+    ('{"prompt": "\\ud800"}', "prompts.jsonl:2 is not valid UTF-8 (surrogates not allowed)"),
     ('{"prompt": "a <|mdm_mask|>"}', "prompts.jsonl:2 holds <|mdm_mask|>"),
 ]
 
@@ -326,7 +326,7 @@ def test_a_prompt_too_long_for_an_open_answer_is_named_by_its_line(folder):
     ("arguments", "message"),
     [
         (["-i", "nothing.jsonl", "-o", "a"], "There is no file `nothing.jsonl`"),
-        (["-i", "empty.jsonl", "-o", "a"], "`empty.jsonl` holds no prompt"),
+        (["-i", "empty.jsonl", "-o", "a"], "`empty.jsonl` has no prompts"),
         (["-i", "bytes.jsonl", "-o", "a"], "`bytes.jsonl` is not UTF-8"),
         (["-i", "prompts.jsonl", "-o", "no/where"], "There is no folder"),
         (["-i", "prompts.jsonl", "-o", "."], "`--output` must be a file, but `.` is none"),
@@ -334,9 +334,9 @@ def test_a_prompt_too_long_for_an_open_answer_is_named_by_its_line(folder):
         (["-i", "prompts.jsonl"], "pass --input and --output"),
         (["-o", "answers.jsonl"], "pass --input and --output"),
         (["--overwrite"], "pass --input and --output"),
-        (["a", "-i", "prompts.jsonl", "-o", "a"], "`PROMPTS` has no meaning with --input and --output"),
-        (["-i", "prompts.jsonl", "-o", "a", "--infill"], "`--infill` has no meaning with --input"),
-        (["-i", "prompts.jsonl", "-o", "a", "--json"], "`--json` has no meaning with --input"),
+        (["a", "-i", "prompts.jsonl", "-o", "a"], "`PROMPTS` cannot be combined with --input and --output"),
+        (["-i", "prompts.jsonl", "-o", "a", "--infill"], "`--infill` cannot be combined with --input"),
+        (["-i", "prompts.jsonl", "-o", "a", "--json"], "`--json` cannot be combined with --input"),
         (["-i", "prompts.jsonl", "-o", "a", "--cache", "dual", "--freeze-prompt"], "`freeze_prompt` has no meaning"),
     ],
 )

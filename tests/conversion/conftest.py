@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from llada_conversion import convert_official, export_model
 from modeling_llada import LLaDAModelLM
-from tests.conftest import REFERENCE
+from tests.helpers import REFERENCE
 from tests.hub_server import HubServer
 
 
@@ -27,8 +27,9 @@ def adapter(converted, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     config = peft.LoraConfig(target_modules=["q_proj", "ff_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     model = peft.get_peft_model(LLaDAModelLM.from_pretrained(converted, dtype=torch.float32), config)
-    model.save_pretrained(tmp_path_factory.mktemp("adapter") / "lora")
-    return tmp_path_factory.getbasetemp() / "adapter0" / "lora"
+    folder = tmp_path_factory.mktemp("adapter") / "lora"
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from llada_conversion import convert_autoregressive
 from llada_conversion.autoregressive import add_rows
 from llada_core.tokenization import save_tokenizer
 from modeling_llada import LLaDAModelLM
-from tests.conversion.test_publish import run_python
+from tests.helpers import run_stranger
 from tests.hub_server import Blob, Commit, Repo
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2_to_llada.py"
@@ -312,7 +312,7 @@ def test_a_folder_that_exists_is_replaced_only_by_force(source, target):
 
 
 def test_the_source_is_never_the_target(source):
-    with pytest.raises(ValueError, match="must lie apart"):
+    with pytest.raises(ValueError, match="must not overlap"):
         convert_autoregressive(source, source, force=True)
     assert (source / "model.safetensors").exists()
 
@@ -406,7 +406,7 @@ def test_of_a_repository_with_several_weight_files_only_the_gguf_file_that_was_n
     hub.repos["tester/gguf"] = Repo(private=False, branches={"main": [Commit(files, "")]})
     code = "from llada_cli.main import app; app()"
     arguments = ("convert", "autoregressive", "tester/gguf", str(target), "--gguf-file", "tiny.gguf")
-    done = run_python(sys.executable, hub, tmp_path, code, *arguments)
+    done = run_stranger(sys.executable, tmp_path, code, *arguments, **hub.environment)
     assert done.returncode == 0, done.stderr
     assert (target / "model.safetensors").is_file()
     fetched = " ".join(hub.requests)

@@ -12,10 +12,9 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from llada_cli.main import app
-from llada_conversion import export_model, export_onnx
-from llada_conversion.export import find_exporter
-from llada_conversion.optimum_support import find_problem, optimum_problem, require_packages
-from llada_conversion.validation import Gap, check_gaps
+from llada_conversion import export_model, runtimes
+from llada_conversion.graphs import Gap, check_gaps
+from llada_conversion.runtimes import RUNTIMES, find_problem, optimum_problem, require_packages
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 onnx = pytest.importorskip("onnx")
@@ -32,8 +31,8 @@ HAS_OPTIMUM = optimum_problem("onnx") is None
 def exported(exported_report):
     """The report of an export of `mha`, and both graphs, opened."""
     runtime, report = exported_report
-    exporter = find_exporter(runtime, "float32")
-    graphs = (exporter.open_graph(report.folder / file) for file in (exporter.FULL_FILE, exporter.BLOCK_FILE))
+    engine = RUNTIMES[runtime]
+    graphs = (engine.open_graph(report.folder / file) for file in (engine.full_file, engine.block_file))
     return report, *graphs
 
 
@@ -153,7 +152,7 @@ def test_heads_that_share_keys_are_exported(tmp_path, runtime):
 
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path, monkeypatch, weights):
-    monkeypatch.setattr(export_onnx, "LARGEST_FILE", 0)
+    monkeypatch.setattr(runtimes, "LARGEST_FILE", 0)
     monkeypatch.setenv("FORCE_ONNX_EXTERNAL_DATA", "1")  # Optimum's own switch
     report = export_model(FOLDER, tmp_path / "model", "onnx", weights, with_block_graph=False)
     sizes = {path.name: path.stat().st_size for path in report.folder.glob("model.onnx*")}

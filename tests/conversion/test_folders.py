@@ -89,14 +89,14 @@ def test_force_replaces_nothing_but_checkpoints(tmp_path) -> None:
         check_target(tmp_path / "home", force=True)
     (tmp_path / "link").symlink_to(checkpoint(tmp_path / "model"))
     for target in (tmp_path / "home" / "thesis.tex", tmp_path / "link"):
-        with pytest.raises(FileExistsError, match="exists and is no folder; name another, or remove it"):
+        with pytest.raises(FileExistsError, match="exists and is not a folder; name another, or remove it"):
             check_target(target, force=True)
 
 
 @pytest.mark.parametrize("target", ["model", "model/inner", "."])
 def test_a_target_may_not_overlap_what_is_read(target, tmp_path) -> None:
     source = checkpoint(tmp_path / "model")
-    with pytest.raises(ValueError, match="must lie apart, got one in the other; name another target"):
+    with pytest.raises(ValueError, match="must not overlap, but one lies in the other; name another target"):
         check_target(tmp_path / target, force=True, source=source)
 
 

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llada_conversion.layout import LAYOUTS, llada_name, llama_name
-from tests.conftest import REFERENCE
+from llada_conversion.weights import LAYOUTS, llada_name, llama_name
+from tests.helpers import REFERENCE
 
 PAIRS = {
     "model.transformer.wte.weight": "model.embed_tokens.weight",

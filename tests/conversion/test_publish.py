@@ -1,27 +1,22 @@
 """Laws of publishing, against a Hub of our own: all of a folder or nothing arrives, nothing else does, and it loads."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from llada_cli.main import app
 from llada_conversion import CardFacts, convert_official, prepare_upload, push_upload
-from llada_conversion.hub import hub_errors
 from modeling_llada import LLaDAModelLM
-from tests.conftest import REFERENCE
+from tests.helpers import CODE_FILES, REFERENCE, other_python, run_stranger
 from tests.hub_server import Blob, Commit, HubServer, Repo
-from tests.modeling_llada.test_remote_code import CODE_FILES, other_python
 
 ROOT = Path(__file__).parents[2]
 MODEL, ADAPTER = "tester/tiny", "tester/tiny-lora"
@@ -148,7 +143,7 @@ def test_an_upload_that_breaks_in_the_middle_commits_nothing_and_can_be_repeated
     hub, converted, request_refused
 ) -> None:
     hub.refused = request_refused
-    with pytest.raises(OSError, match=rf"token of `HF_TOKEN` may not do this with `{MODEL}`; .*write access"):
+    with pytest.raises(OSError, match=rf"token in `HF_TOKEN` may not do this with `{MODEL}`; .*write access"):
         push_upload(prepare_upload(converted, MODEL, MIT))
     assert hub.files(MODEL) == {}
     hub.refused = None
@@ -180,18 +175,10 @@ def test_the_hub_of_these_tests_answers_the_clients_other_questions(hub, convert
 # --- who loads it ----------------------------------------------------------------------------------------------------
 
 
-def run_python(python: Path | str, hub: HubServer, work: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a fresh process that knows this Hub by its environment only."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(work), "HF_HOME": str(work / "hf"), "HF_TOKEN": hub.token}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    command = [str(python), "-I", "-c", *arguments]
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=280)
-
-
 def convert(hub: HubServer, work: Path, *arguments: str) -> tuple[int, str]:
     """Run `llada convert official` in a fresh process."""
     code = "from llada_cli.main import app; app()"
-    done = run_python(sys.executable, hub, work, code, "convert", "official", *arguments)
+    done = run_stranger(sys.executable, work, code, "convert", "official", *arguments, **hub.environment)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
@@ -201,7 +188,7 @@ def test_what_is_published_generates_where_our_package_is_not(which, hub, conver
     python = sys.executable if which == "this environment" else other_python()
     push_upload(prepare_upload(converted, MODEL, MIT))
     push_upload(prepare_upload(adapter, ADAPTER, CardFacts(license="mit", base_model=MODEL)))
-    done = run_python(python, hub, tmp_path, STRANGER, json.dumps([MODEL, ADAPTER, PROMPT, OPTIONS]))
+    done = run_stranger(python, tmp_path, STRANGER, json.dumps([MODEL, ADAPTER, PROMPT, OPTIONS]), **hub.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     model = LLaDAModelLM.from_pretrained(converted, dtype=torch.float32).eval()
@@ -215,7 +202,7 @@ def test_what_is_published_generates_where_our_package_is_not(which, hub, conver
 @pytest.mark.slow
 @pytest.mark.newest_only
 def test_the_libraries_own_push_to_hub_sends_code_weights_and_options(hub, converted, tmp_path) -> None:
-    done = run_python(sys.executable, hub, tmp_path, PUBLISHER, str(converted), str(tmp_path / "run"))
+    done = run_stranger(sys.executable, tmp_path, PUBLISHER, str(converted), str(tmp_path / "run"), **hub.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     whole = {*PARTS, *CODE_FILES, "model.safetensors", "README.md"}
     assert set(hub.files("tester/by-model")) >= whole
@@ -257,7 +244,7 @@ def test_without_a_token_nothing_is_sent_and_the_variable_is_named(hub, converte
 
 def test_a_refused_token_is_named(hub, converted, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 20)
-    with pytest.raises(OSError, match=rf"does not let you at `{MODEL}` without a valid token; set `HF_TOKEN`, or run"):
+    with pytest.raises(OSError, match=rf"Access to `{MODEL}` was denied; set `HF_TOKEN` to a valid token, or run"):
         push_upload(prepare_upload(converted, MODEL, MIT))
 
 
@@ -273,19 +260,6 @@ def test_another_refusal_is_passed_on_with_its_status(hub, converted) -> None:
     hub.refused, hub.refusal = "POST .*/commit/main", 412
     with pytest.raises(OSError, match=r"refused a request for `tester/tiny` \(status 412\); try again\. The Hub said"):
         push_upload(prepare_upload(converted, MODEL, MIT))
-
-
-def test_an_offline_process_is_told_which_variable_forbids_it(monkeypatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    words = rf"`{MODEL}` is on the Hub, which `HF_HUB_OFFLINE` forbids to ask; unset it"
-    for error in (OfflineModeIsEnabled("no"), LocalEntryNotFoundError("not in the cache")):
-        with pytest.raises(OSError, match=words), hub_errors(MODEL):
-            raise error
-
-
-def test_an_error_that_is_not_the_hubs_passes() -> None:
-    with pytest.raises(OSError, match=r"^disk$"), hub_errors(MODEL):
-        raise OSError("disk")
 
 
 def test_a_repository_that_is_not_there_is_named(hub, tmp_path) -> None:
@@ -339,9 +313,9 @@ def test_what_is_no_part_of_a_model_stays_here(own) -> None:
 
 
 def test_a_folder_that_would_not_load_is_refused(own, tmp_path) -> None:
-    for name in ("tokenizer.json", "layers_llada.py"):
+    for name in ("tokenizer.json", "cache_llada.py"):
         (own / name).unlink()
-    with pytest.raises(ValueError, match=r"lacks tokenizer\.json, layers_llada\.py; save the model .*convert official"):
+    with pytest.raises(ValueError, match=r"lacks tokenizer\.json, cache_llada\.py; save the model .*convert official"):
         prepare_upload(own, MODEL, MIT)
     with pytest.raises(
         FileNotFoundError, match="There is no folder `nowhere`; name the folder of a model or an adapter"
@@ -359,7 +333,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(own) -> None:
 
 
 def test_an_adapter_needs_a_base_model_that_others_have(adapter, tmp_path) -> None:
-    words = r"must name a base model on the Hub, got '.*tiny', which nobody else has; pass --base-model user/name"
+    words = r"must name a base model on the Hub, got '.*tiny', which others cannot load; pass --base-model user/name"
     with pytest.raises(ValueError, match=words):
         prepare_upload(adapter, ADAPTER, MIT)
     own = Path(shutil.copytree(adapter, tmp_path / "lora"))
@@ -378,7 +352,7 @@ def test_a_dry_run_lists_every_file_and_asks_nobody(hub, own, monkeypatch) -> No
     assert code == 0
     assert f"would go to {MODEL} (dev):" in output and "667,064 model.safetensors" in output
     assert all(name in output for name in (*PARTS, *CODE_FILES, "README.md"))
-    assert output.endswith("These stay: optimizer.pt")
+    assert output.endswith("Not uploaded: optimizer.pt")
     assert hub.requests == []
 
 

@@ -119,7 +119,7 @@ def run_counted(tasks: Path, stop_after: int | None = None, **arguments: Any) ->
 def test_two_processes_give_the_results_of_one(tasks, tmp_path):
     alone = outcome(evaluate(tasks))
     model_args = f"dtype=float32,mc_num=8,result_cache={tmp_path / 'results'}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "llada_evaluation", "--model", "llada", "--batch_size", "2"]
     command += ["--device", "cpu", "--model_args", model_args]
     command += ["--tasks", "two_questions,two_answers", "--include_path", str(tasks), "--log_samples"]

@@ -10,7 +10,7 @@ from torch import Tensor
 import modeling_llada.generation_llada as generation_llada
 from modeling_llada import LLaDAModelLM
 from modeling_llada.cache_llada import BlockCache
-from tests.conftest import REFERENCE
+from tests.helpers import REFERENCE
 
 EOS, MASK = 481, 488
 RULES = [{}, {"threshold": 0.1}, {"factor": 2.5}, {"frechet": 0.0}, {"entropy_bound": 3.0}]

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 import modeling_llada.generation_llada as generation_llada
-import modeling_llada.prompt_llada as prompt_llada
 import modeling_llada.unmasking_llada as unmasking_llada
 from modeling_llada import LLaDAGenerationConfig, LLaDAModelLM
+from modeling_llada.generation_config_llada import OPTIONS as TABLE
 
 EOS, MASK, EOT = 481, 488, 491
 DECODE = {"stop_at_eos": False, "eot_token_id": EOT, "return_dict_in_generate": True, "output_history": True}
@@ -78,7 +78,7 @@ def replay_official_draws(monkeypatch: pytest.MonkeyPatch, model: LLaDAModelLM, 
     start = case["prompt"].shape[1]
     kinds = itertools.cycle(["noise"] * (temperature > 0) + ["order"] * (case["kwargs"]["remasking"] == "random"))
 
-    def draw(canvas, is_masked: Tensor) -> Tensor:
+    def draw(canvas, is_masked: Tensor, width: int) -> Tensor:
         first = int((canvas.ids[0, start:] == MASK).nonzero()[0]) // block_length * block_length + start
         size = tuple(canvas.ids.shape)
         if next(kinds) == "noise":
@@ -91,7 +91,7 @@ def replay_official_draws(monkeypatch: pytest.MonkeyPatch, model: LLaDAModelLM, 
         return ((logits.double() * temperature).exp() / (-noise.log()) ** temperature).argmax(-1)
 
     torch.manual_seed(case["seed"])
-    monkeypatch.setattr(generation_llada.LLaDAGenerationMixin, "_draw", staticmethod(draw))
+    monkeypatch.setattr(generation_llada.Canvas, "draw", draw)
     monkeypatch.setattr(unmasking_llada, "sample", gumbel_max)
 
 
@@ -382,9 +382,19 @@ def test_the_mask_token_is_never_proposed(tiny_model) -> None:
         assert (output != MASK).all()
 
 
+def test_the_choices_of_an_option_are_those_that_the_loop_knows() -> None:
+    assert TABLE["remasking"][2] == (*unmasking_llada.CONFIDENCE_MEASURES, "random")
+    assert set(unmasking_llada.COMMIT_RULES) <= set(TABLE)
+
+
+def test_the_docstring_explains_every_option_of_the_table() -> None:
+    for name, (*_, meaning) in TABLE.items():
+        assert f"        {name}: {meaning}.\n" in (LLaDAGenerationConfig.__doc__ or "")
+
+
 BAD_CALLS = [
-    ({"stepss": 4}, "`stepss` is no option .* did you mean `steps`"),
-    ({"num_beams": 4}, "`num_beams` is no option"),
+    ({"stepss": 4}, "Unknown generation option `stepss`; did you mean `steps`"),
+    ({"num_beams": 4}, "Unknown generation option `num_beams`"),
     ({"steps": 1, "max_new_tokens": 64}, r"`steps` must be at least the number of blocks \(2\), got 1; pass steps=2"),
     ({"steps": 0}, "`steps` must be None or at least 1, got 0"),
     ({"max_new_tokens": 0}, "`max_new_tokens` must be None or at least 1, got 0"),
@@ -452,7 +462,7 @@ def test_infill_refuses_what_has_no_meaning_there(tiny_model) -> None:
             tiny_model.infill(ids, **{name: 4})
 
 
-def test_ids_that_nobody_gave_are_asked_for(toy_model) -> None:
+def test_required_token_ids_that_are_not_set_are_asked_for(toy_model) -> None:
     prompt = torch.tensor([[0, 1]])
     with pytest.raises(ValueError, match="`eos_token_id` is needed for `stop_at_eos`"):
         toy_model.generate(prompt, max_new_tokens=2)
@@ -465,7 +475,7 @@ def test_ids_that_nobody_gave_are_asked_for(toy_model) -> None:
 
 
 def test_padding_without_an_attention_mask_is_warned_of(tiny_model, caplog) -> None:
-    prompt_llada.logger.warning_once.cache_clear()
-    prompt_llada.logger.propagate = True
+    generation_llada.logger.warning_once.cache_clear()
+    generation_llada.logger.propagate = True
     tiny_model.generate(torch.tensor([[EOS, 5], [6, 7]]), max_new_tokens=2)
     assert "no `attention_mask` was given" in caplog.text

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 import modeling_llada.generation_config_llada as generation_config_llada
 import modeling_llada.modeling_llada as modeling
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModel, LLaDAModelLM
-from tests.conftest import REFERENCE
+from tests.helpers import REFERENCE
 
 MASK = 488
 SMALL = {"d_model": 32, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 64, "vocab_size": 100, "mask_token_id": 99}

@@ -1,9 +1,7 @@
 """Laws of saved folders: they load and generate where this package is not installed, under both transformers."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,23 +14,9 @@ import modeling_llada.modeling_llada as modeling
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAGenerationConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
-from tests.conftest import REFERENCE
+from tests.helpers import CODE_FILES, REFERENCE, other_python, run_stranger
 
-ROOT = Path(__file__).parents[2]
 IDS = [[480, 389, 163, 172, 488, 140, 256]]
-CODE_FILES = {
-    "cache_llada.py",
-    "canvas_llada.py",
-    "configuration_llada.py",
-    "generation_config_llada.py",
-    "generation_llada.py",
-    "layers_llada.py",
-    "modeling_llada.py",
-    "packing_llada.py",
-    "plan_llada.py",
-    "prompt_llada.py",
-    "unmasking_llada.py",
-}
 
 # Runs where `import modeling_llada` fails; prints one JSON object.
 STRANGER = """
@@ -87,41 +71,23 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-def run_stranger(python: Path | str, folder: Path, work: Path) -> tuple[dict, Path]:
+def facts_found(python: Path | str, folder: Path, work: Path) -> tuple[dict, Path]:
     """What a process without this package finds in `folder`, and the folder that it saved."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(work), "HF_HOME": str(work / "hf")}
-    environment |= {"HF_HUB_OFFLINE": "1"}
     # The number of threads decides how sums are grouped, hence the last bits.
-    arguments = [str(folder), json.dumps(IDS), str(work / "again"), str(torch.get_num_threads())]
-    process = subprocess.run(
-        [str(python), "-I", "-c", STRANGER, *arguments],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    arguments = (str(folder), json.dumps(IDS), str(work / "again"), str(torch.get_num_threads()))
+    process = run_stranger(python, work, STRANGER, *arguments)
     assert process.returncode == 0, process.stderr[-3000:]
     return json.loads(process.stdout.splitlines()[-1]), work / "again"
 
 
-def other_python() -> Path:
-    """The interpreter of the environment with the other transformers."""
-    name = ".venv" if transformers.__version__.startswith("4.") else ".venv-optimum"
-    python = ROOT / name / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{name} is not there; `make setup setup-optimum` makes both environments")
-    return python
-
-
 @pytest.fixture(scope="module")
 def stranger(saved, tmp_path_factory) -> tuple[dict, Path]:
-    return run_stranger(sys.executable, saved, tmp_path_factory.mktemp("stranger"))
+    return facts_found(sys.executable, saved, tmp_path_factory.mktemp("stranger"))
 
 
 @pytest.fixture(scope="module")
 def other(saved, tmp_path_factory) -> tuple[dict, Path]:
-    return run_stranger(other_python(), saved, tmp_path_factory.mktemp("other"))
+    return facts_found(other_python(), saved, tmp_path_factory.mktemp("other"))
 
 
 def options_of(config: LLaDAGenerationConfig) -> dict:

@@ -1,8 +1,6 @@
 """Laws of the card that the trainers write: it tells the run's data and options, and its usage example runs."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from llada_core.tokenization import save_tokenizer
-from llada_training.card import write_card
+from llada_training import write_card
 from modeling_llada import LLaDAModelLM
+from tests.helpers import run_stranger
 
 
 @pytest.fixture
@@ -35,9 +34,7 @@ def examples_of(card: ModelCard) -> list[str]:
 def run_offline(code: str, work: Path) -> None:
     """Run code where none of our packages can be imported, and the Hub cannot be reached."""
     code = "import sys\nfor name in ('modeling_llada', 'llada_training'):\n    sys.modules[name] = None\n" + code
-    environment = {"PATH": os.environ["PATH"], "HOME": str(work), "HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", "-c", code]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=200)
+    done = run_stranger(sys.executable, work, code)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

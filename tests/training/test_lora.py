@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import BitsAndBytesConfig
 from llada_core.tokenization import save_tokenizer
 from llada_training.adapters import BLOCK_LAYERS, LORA_TARGET_MODULES, merge_adapter
 from modeling_llada import LLaDAModelLM
+from tests.helpers import run_stranger
 
 peft = pytest.importorskip("peft")
 
@@ -144,10 +144,7 @@ def test_a_merged_folder_loads_in_a_process_that_has_none_of_our_packages(base, 
     expected = logits_of(adapted).flatten()
     adapted.merge_and_unload().save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
-    environment["HF_HUB_OFFLINE"] = "1"
-    command = [sys.executable, "-I", "-c", STRANGER, str(folder), json.dumps(IDS.tolist())]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = run_stranger(sys.executable, tmp_path, STRANGER, str(folder), json.dumps(IDS.tolist()))
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert torch.allclose(torch.tensor(found["logits"]), expected, atol=1e-5)

@@ -1,7 +1,7 @@
-"""Answers to any number of prompts, from a batch whose slots stay full.
+"""Continuous batching: answers to any number of prompts, from a batch in which finished rows are replaced at once.
 
 `generate` denoises its rows in step: a batch of it lasts as long as its longest answer. Here every iteration denoises
-one block for each slot; a row that has ended leaves, and the next prompt takes its slot at once.
+one block for each slot; a row that has ended leaves, and the next prompt takes its slot.
 
 The rows then stand at different blocks. Attention reads positions, not columns, so each row is laid out with its
 active block in the same columns as its neighbours', and with its true positions:
@@ -26,11 +26,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from .canvas_llada import Block, Canvas, make_blocks, make_windows
 from .generation_config_llada import LLaDAGenerationConfig
-from .packing_llada import packed_weights
-from .plan_llada import Plan
-from .prompt_llada import check_no_masks
+from .generation_llada import Block, Canvas, answer_blocks, check_prompt
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def generate_many(
 
     ```
     """
-    config = model._settle_options(generation_config, options)
+    config = model.prepare_options(generation_config, options)
     _check_call(config, len(prompts), batch_size, seeds)
     for index, prompt in enumerate(prompts):
         _check_prompt(model, config, index, prompt)
@@ -131,7 +128,7 @@ def _check_call(config: LLaDAGenerationConfig, num_prompts: int, batch_size: int
     if not (seeds is None or isinstance(seeds, int)) and len(seeds) != num_prompts:
         raise ValueError(f"`seeds` must be one number or one per prompt ({num_prompts}), got {len(seeds)}.")
     if config.max_new_tokens is not None:
-        make_blocks(make_windows(0, config.max_new_tokens, config.block_length), config.steps)
+        answer_blocks(config, 0, config.max_new_tokens)
     if config.freeze_prompt:
         raise ValueError(
             "`freeze_prompt` has no meaning for `generate_many`, whose rows enter at any time; leave it out, or call "
@@ -146,18 +143,10 @@ def _check_prompt(model: Any, config: LLaDAGenerationConfig, index: int, prompt:
         raise ValueError(f"Prompt {index} must be token ids, got text; encode it with the model's tokenizer.")
     try:
         ids = torch.as_tensor(prompt, dtype=torch.long)[None]
-        model._check_prompt(ids, None, config)
-        check_no_masks(ids, config.mask_token_id)
-        _make_blocks(model, config, len(prompt))
+        check_prompt(ids, None, config, model.config.embedding_size)
+        answer_blocks(config, len(prompt), model.config.max_sequence_length)
     except ValueError as error:
         raise ValueError(f"Prompt {index}: {error}") from None
-
-
-def _make_blocks(model: Any, config: LLaDAGenerationConfig, prompt_length: int) -> list[Block]:
-    """The blocks of an answer, in positions that count from the start of its prompt."""
-    end = prompt_length + (config.max_new_tokens or model._longest_answer(config, prompt_length))
-    windows = make_windows(prompt_length, end, config.block_length)
-    return make_blocks(windows, config.steps, is_scheduled=config.remask_rate > 0)
 
 
 @torch.no_grad()
@@ -171,7 +160,7 @@ def _answers(
     """Keep the slots full until no prompt is left."""
     waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
     rows: list[Row] = []
-    with packed_weights(model, config.packs_weights):
+    with model.prepacked_weights(config.pack_weights):
         while rows or waiting:
             while waiting and len(rows) < batch_size:
                 index = waiting.popleft()
@@ -180,24 +169,24 @@ def _answers(
                     seed = seeds + index if isinstance(seeds, int) else seeds[index]
                     generator = torch.Generator(model.device).manual_seed(seed)
                 ids = torch.as_tensor(prompts[index]).tolist()
-                blocks = deque(_make_blocks(model, config, len(ids)))
+                blocks = deque(answer_blocks(config, len(ids), model.config.max_sequence_length))
                 rows.append(Row(index, ids, len(ids), blocks, blocks[-1][1], generator))
-            _denoise_next_blocks(model, config, rows)
+            _denoise_one_block_each(model, config, rows)
             for row in rows:
                 if not row.blocks:
                     yield LLaDAAnswer(row.index, row.ids[row.prompt_length :], row.num_passes)
             rows = [row for row in rows if row.blocks]
 
 
-def _denoise_next_blocks(model: Any, config: LLaDAGenerationConfig, rows: list[Row]) -> None:
+def _denoise_one_block_each(model: Any, config: LLaDAGenerationConfig, rows: list[Row]) -> None:
     """Denoise one block of every row, append it to the row's ids, and drop the blocks after an end of text."""
-    positions, start, end = lay_out(rows, config.visible_suffix, masks_stand_after=config.cache == "prefix")
+    positions, start, end = lay_out(rows, config.suffix_window, masks_stand_after=config.cache == "prefix")
     canvas = _build_canvas(rows, positions, config.mask_token_id, start, model.device)
-    plan = Plan.make(canvas, config, model.config.num_hidden_layers)
     blocks = [row.blocks.popleft() for row in rows]
     num_steps = [steps for _, _, steps in blocks]
-    model._denoise_block(canvas, plan, start, end, None if num_steps[0] is None else num_steps)
-    filled, num_passes = canvas.ids[:, start:end].tolist(), plan.num_passes.tolist()
+    steps = None if num_steps[0] is None else torch.tensor(num_steps, device=model.device)
+    model.denoise(canvas, [(start, end, steps)], config)
+    filled, num_passes = canvas.ids[:, start:end].tolist(), canvas.num_passes.tolist()
     for row, block, ids, passes in zip(rows, blocks, filled, num_passes):
         ids = ids[: block[1] - block[0]]
         ends = [place + 1 for place, token in enumerate(ids) if token in config.eos_token_ids]

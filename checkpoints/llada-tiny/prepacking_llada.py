@@ -1,10 +1,10 @@
-"""Weights packed for the CPU: a call of `generate` reads every weight many times, so it reorders them once.
+"""Weights prepacked for the CPU: a call of `generate` reads every weight many times, so it reorders them once.
 
 `torch.nn.functional.linear` takes a weight as it lies in memory, and its library reorders it in every call or does
 without. oneDNN's kernels read weights in blocks of their own; with the weights in that order they are several times
 faster on CPUs, most of all for the few rows of a cached block. The products are the same up to float rounding.
 
-The packed weights are a second copy, kept for the length of the call.
+The prepacked weights are a second copy, kept for the length of the call.
 """
 
 import contextlib
@@ -17,36 +17,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Largest copy, in bytes, that is made without being asked for: 0.5 billion parameters in float32.
-AUTO_PACK_BYTES = 2 * 2**30
-PACKABLE_DTYPES = (torch.float32, torch.bfloat16)
+AUTO_PREPACK_BYTES = 2 * 2**30
+PREPACKABLE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 @contextlib.contextmanager
-def packed_weights(model: Any, pack: Optional[bool]) -> Iterator[None]:
+def prepacked_weights(model: Any, pack: Optional[bool]) -> Iterator[None]:
     """Run a model's linear layers on packed weights inside the `with` block.
 
     Args:
         model: the model; its weights must not change inside the block.
         pack: True packs, or says why it cannot; False does not; None packs where it can and where the copy takes at
-            most `AUTO_PACK_BYTES`.
+            most `AUTO_PREPACK_BYTES`.
 
     Raises:
         ValueError: if `pack` is True and nothing can be packed.
 
     Not handled: layers that are quantised, sharded, offloaded or on another device; they run as they are.
     """
-    layers = [] if pack is False else packable_layers(model)
+    layers = [] if pack is False else prepackable_layers(model)
     reason = _reason_against(model, layers)
     if pack and reason is not None:
-        raise ValueError(f"`pack_weights=True` cannot be had: {reason}; leave it out.")
+        raise ValueError(f"`pack_weights=True` is not available here: {reason}; leave it out.")
     num_bytes = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
-    if reason is not None or (pack is None and num_bytes > AUTO_PACK_BYTES):
+    if reason is not None or (pack is None and num_bytes > AUTO_PREPACK_BYTES):
         layers = []
     try:
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
             # An instance's attribute hides the method of its class.
-            vars(layer)["forward"] = functools.partial(_packed_linear, layer, packed)
+            vars(layer)["forward"] = functools.partial(_prepacked_linear, layer, packed)
         yield
     finally:
         # Memory may have run out before the last one was packed.
@@ -54,17 +54,15 @@ def packed_weights(model: Any, pack: Optional[bool]) -> Iterator[None]:
             vars(layer).pop("forward", None)
 
 
-def packable_layers(model: Any) -> list[nn.Linear]:
+def prepackable_layers(model: Any) -> list[nn.Linear]:
     """The model's plain linear layers on the CPU, without those that something else has already taken over."""
-    if not isinstance(model, nn.Module):
-        return []
     return [
         layer
         for layer in model.modules()
         if type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
         and layer.weight.device.type == "cpu"
-        and layer.weight.dtype in PACKABLE_DTYPES
+        and layer.weight.dtype in PREPACKABLE_DTYPES
         and "forward" not in vars(layer)
     ]
 
@@ -82,7 +80,7 @@ def _reason_against(model: Any, layers: list[nn.Linear]) -> Optional[str]:
     return None
 
 
-def _packed_linear(layer: nn.Linear, packed: Tensor, states: Tensor) -> Tensor:
+def _prepacked_linear(layer: nn.Linear, packed: Tensor, states: Tensor) -> Tensor:
     """What `layer` computes from `states`, [..., in_features], with the packed copy of its weight."""
     if states.dtype != layer.weight.dtype or states.numel() == 0:
         return F.linear(states, layer.weight, layer.bias)

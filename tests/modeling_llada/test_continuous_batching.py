@@ -9,7 +9,7 @@ import torch._dynamo.testing
 
 import modeling_llada.generation_llada as generation_llada
 from modeling_llada import LLaDAAnswer, LLaDAModelLM, generate_many
-from modeling_llada.batching_llada import Row, lay_out
+from modeling_llada.continuous_batching_llada import Row, lay_out
 
 EOS, MASK, EOT = 481, 488, 491
 # Enough ids end a row that answers of one batch end in different blocks.
@@ -157,6 +157,10 @@ def test_a_seed_for_each_prompt_is_its_own(tiny_model) -> None:
     ]
 
 
+def test_the_method_of_the_model_is_the_function(tiny_model) -> None:
+    assert list(tiny_model.generate_many(RAGGED[:2], **BLOCKS)) == list(generate_many(tiny_model, RAGGED[:2], **BLOCKS))
+
+
 def test_prompts_may_be_tensors_and_none_give_no_answer(tiny_model) -> None:
     as_tensors = [torch.tensor(prompt) for prompt in RAGGED[:2]]
     assert list(generate_many(tiny_model, as_tensors, **BLOCKS)) == list(
@@ -182,7 +186,7 @@ BAD_CALLS = [
     ({"cache": "dual", "freeze_prompt": True}, "`freeze_prompt` has no meaning for `generate_many`"),
     ({"output_history": True, "return_dict_in_generate": True}, "`output_history` has no meaning"),
     ({"steps": 1}, r"^`steps` must be at least the number of blocks \(4\), got 1"),
-    ({"streamer": None}, "`streamer` is no option"),
+    ({"streamer": None}, "Unknown generation option `streamer`"),
     ({"max_new_tokens": None, "max_length": 5}, "Prompt 0: `max_length` must leave room .* prompt's 9 tokens, got 5"),
 ]
 

@@ -1,11 +1,11 @@
-"""Laws of packed weights."""
+"""Laws of prepacked weights."""
 
 import pytest
 import torch
 from torch import nn
 
 from modeling_llada import LLaDAConfig, LLaDAModelLM, generate_many
-from modeling_llada.packing_llada import packable_layers, packed_weights
+from modeling_llada.prepacking_llada import prepackable_layers, prepacked_weights
 
 OPTIONS = {"max_new_tokens": 16, "block_length": 8, "stop_at_eos": False}
 
@@ -40,10 +40,10 @@ def prompts(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype, gap", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17)], ids=str)
 @torch.no_grad()
-def test_packed_weights_give_the_same_logits_to_rounding(dtype, gap, shape) -> None:
+def test_prepacked_weights_give_the_same_logits_to_rounding(dtype, gap, shape) -> None:
     model, ids = small_model(dtype), prompts(*shape)
     plain = model(ids).logits
-    with packed_weights(model, True):
+    with prepacked_weights(model, True):
         packed = model(ids).logits
     assert packed.dtype == dtype
     assert torch.allclose(packed, plain, atol=gap, rtol=gap)
@@ -55,7 +55,7 @@ def test_a_bias_and_rows_of_none_are_served_too() -> None:
     layer = nn.Linear(8, 5)
     states = torch.randn(3, 8)
     plain, empty = layer(states), states[:0]
-    with packed_weights(nn.Sequential(layer), True):
+    with prepacked_weights(nn.Sequential(layer), True):
         assert torch.allclose(layer(states), plain, atol=1e-6)
         assert layer(empty).shape == (0, 5)
         assert layer(states.bfloat16().float()).dtype == torch.float32
@@ -63,7 +63,7 @@ def test_a_bias_and_rows_of_none_are_served_too() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-def test_generation_gives_the_same_tokens_with_packed_weights(cache) -> None:
+def test_generation_gives_the_same_tokens_with_prepacked_weights(cache) -> None:
     model, ids = small_model(), prompts(2, 9)
     plain = model.generate(ids, cache=cache, pack_weights=False, **OPTIONS)
     assert torch.equal(model.generate(ids, cache=cache, pack_weights=True, **OPTIONS), plain)
@@ -72,13 +72,13 @@ def test_generation_gives_the_same_tokens_with_packed_weights(cache) -> None:
 @needs_kernels
 def test_a_call_leaves_no_packed_weight_behind_even_when_it_fails() -> None:
     model = small_model()
-    num_layers = len(packable_layers(model))
+    num_layers = len(prepackable_layers(model))
     assert num_layers == 2 * 7 + 1
     streamer_that_fails = type("Streamer", (), {"put": lambda self, value: 1 / 0})()
     with pytest.raises(ZeroDivisionError):
         model.generate(prompts(1, 4), streamer=streamer_that_fails, **OPTIONS)
     list(generate_many(model, [[5, 6]], max_new_tokens=8, stop_at_eos=False))
-    assert len(packable_layers(model)) == num_layers
+    assert len(prepackable_layers(model)) == num_layers
 
 
 @needs_kernels
@@ -93,32 +93,34 @@ def test_new_weights_are_packed_by_the_next_call() -> None:
 
 
 @needs_kernels
-def test_packed_weights_are_used_where_the_copy_is_small(monkeypatch) -> None:
+def test_prepacked_weights_are_used_where_the_copy_is_small(monkeypatch) -> None:
     model = small_model()
-    with packed_weights(model, None):
-        assert not packable_layers(model)
-    monkeypatch.setattr("modeling_llada.packing_llada.AUTO_PACK_BYTES", 1000)
-    with packed_weights(model, None):
-        assert packable_layers(model)
-    with packed_weights(model, True):
-        assert not packable_layers(model)
+    with prepacked_weights(model, None):
+        assert not prepackable_layers(model)
+    monkeypatch.setattr("modeling_llada.prepacking_llada.AUTO_PREPACK_BYTES", 1000)
+    with prepacked_weights(model, None):
+        assert prepackable_layers(model)
+    with prepacked_weights(model, True):
+        assert not prepackable_layers(model)
 
 
 @needs_kernels
-def test_an_inner_call_leaves_the_outer_ones_packed_weights_alone() -> None:
+def test_an_inner_call_leaves_the_outer_ones_prepacked_weights_alone() -> None:
     model = small_model()
-    with packed_weights(model, True):
-        with packed_weights(model, None):
+    with prepacked_weights(model, True):
+        with prepacked_weights(model, None):
             pass
-        assert not packable_layers(model)
-    assert packable_layers(model)
+        assert not prepackable_layers(model)
+    assert prepackable_layers(model)
 
 
 def test_what_cannot_be_packed_runs_as_it_is_and_raises_where_packing_is_demanded() -> None:
     half, ids = small_model(torch.float16), prompts(1, 4)
-    with packed_weights(half, None), torch.no_grad():
+    with prepacked_weights(half, None), torch.no_grad():
         assert half(ids).logits.dtype == torch.float16
-    with pytest.raises(ValueError, match=r"`pack_weights=True` cannot be had: the model has no plain linear layers"):
+    with pytest.raises(
+        ValueError, match=r"`pack_weights=True` is not available here: the model has no plain linear layers"
+    ):
         half.generate(ids, pack_weights=True, **OPTIONS)
     with torch.autocast("cpu"), pytest.raises(ValueError, match=r"autocast chooses|this CPU"):
         small_model().generate(ids, pack_weights=True, **OPTIONS)

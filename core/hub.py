@@ -1,0 +1,114 @@
+"""The Hub: which names can be ids, how a checkpoint is fetched, and what its refusals mean for the user."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+# Configs, tokenizer, notices; then with the weights: no code, which is ours, and no card.
+DESCRIPTIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
+CHECKPOINT_FILES = (*DESCRIPTIONS, "*.safetensors")
+# The libraries through which huggingface_hub talks, by version; their errors share no class.
+_CLIENTS = ("httpx", "requests", "urllib3")
+
+
+def is_hub_id(name: str | None, with_owner: bool = False) -> bool:
+    """Whether the Hub would accept `name` as the id of a repository; nothing is sent.
+
+    Args:
+        name: `owner/name`, or a bare name such as `gpt2`.
+        with_owner: accept `owner/name` only, for places where a bare name is a folder.
+    """
+    if not name or (with_owner and "/" not in name):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def local_folder(source: str | Path) -> Path | None:
+    """Return the folder that `source` names, or None if it can only be a Hub id.
+
+    Raises:
+        FileNotFoundError: if there is no such folder and `source` cannot be a Hub id.
+        NotADirectoryError: if `source` is a file.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"`{source}` is a file; name the folder that holds it.")
+    if not is_hub_id(str(source)):
+        raise FileNotFoundError(f"There is no folder `{source}`; name a checkpoint folder or a Hub id.")
+    return None
+
+
+def fetch_checkpoint(
+    source: str | Path, revision: str | None = None, files: tuple[str, ...] = CHECKPOINT_FILES
+) -> Path:
+    """Return the folder of a checkpoint: `source` itself, or its copy in the Hub's cache, downloaded if necessary.
+
+    Args:
+        source: a folder or a Hub id.
+        revision: branch, tag or commit on the Hub; its default branch unless given.
+        files: names or patterns of what to download.
+
+    Raises:
+        OSError: as `local_folder`, and if the Hub cannot be reached or refuses.
+    """
+    folder = local_folder(source)
+    if folder is not None:
+        return folder
+    with hub_errors(str(source)):
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(files)))
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turn what `huggingface_hub` raises into an OSError that names the variable or flag to set.
+
+    Raises:
+        OSError: for a missing or refused token, a repository or revision that does not exist, and a Hub that cannot
+            be reached. Other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error  # uploads and transformers hide the reason behind an error of their own
+        while cause is not None:
+            if message := _explain(repo_id, cause):
+                raise OSError(message) from error
+            cause = cause.__cause__
+        raise
+
+
+def _explain(repo_id: str, error: BaseException) -> str | None:
+    """Say what stopped the Hub's client; None if it was something else."""
+    # First, since LocalEntryNotFoundError is also an HfHubHTTPError in older versions.
+    if isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError)):
+        return _unreachable(repo_id, error)
+    if isinstance(error, HfHubHTTPError):
+        status = getattr(error.response, "status_code", None)
+        reasons: dict[int | None, str] = {
+            401: f"Access to `{repo_id}` was denied; set `HF_TOKEN` to a valid token, or run `hf auth login`.",
+            403: f"The token in `HF_TOKEN` may not do this with `{repo_id}`; use one with write access to it, or "
+            "accept the terms of a gated repository on its page.",
+            404: f"The Hub has no `{repo_id}`, or no such revision of it; check the spelling and `--revision`.",
+        }
+        reason = reasons.get(status, f"The Hub refused a request for `{repo_id}` (status {status}); try again.")
+        return f"{reason} The Hub said: {error}"
+    return _unreachable(repo_id, error) if type(error).__module__.startswith(_CLIENTS) else None
+
+
+def _unreachable(repo_id: str, error: BaseException) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return f"`{repo_id}` is on the Hub, and `HF_HUB_OFFLINE` forbids network access; unset it."
+    return (
+        f"The Hub cannot be reached at {constants.ENDPOINT} for `{repo_id}` ({error}); check the network, or name "
+        "another endpoint in `HF_ENDPOINT`."
+    )

@@ -1,0 +1,401 @@
+"""The loader: a model with its tokenizer and options from a folder or the Hub, and a plain word on what does not load.
+
+Every command loads through this file, so that a checkpoint gets the same answer from each. What it takes: a checkpoint
+of LLaDA (official or ours, whole or sharded), a LoRA adapter, and an exported model.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llada_checkpoints import BUNDLED_MODEL
+from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
+
+from .hub import hub_errors, local_folder
+from .tokenization import EOT_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+# As transformers looks for them: the first that exists is read.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# The files by which an exported model is known: ONNX, OpenVINO.
+EXPORTED_FILES = ("model.onnx", "openvino_model.xml")
+# What the readers of weight files raise for one that is cut off, corrupt or of other shapes.
+_DAMAGE = (SafetensorError, RuntimeError, EOFError, KeyError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model ready to generate, its tokenizer, and the options its files set."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    options: Any  # a LLaDAGenerationConfig, whose fields are made at run time
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: PreTrainedTokenizerBase) -> "Checkpoint":
+        """Put a model and a tokenizer that are already loaded together.
+
+        The tokenizer gets LLaDA's special tokens and chat template, in place.
+
+        Raises:
+            ValueError: if the tokenizer is not the model's.
+        """
+        prepare_tokenizer(tokenizer, missing="spell_out")
+        check_tokenizer(tokenizer, model.config)
+        return cls(model.eval(), tokenizer, complete_options(model.generation_config, tokenizer))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: end of text and end of turn."""
+        ids = [self.tokenizer.eos_token_id, self.options.eot_token_id, *self.options.eos_token_ids]
+        return frozenset(i for i in ids if i is not None)
+
+
+def load_checkpoint(
+    model: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    revision: str = "main",
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Load model and tokenizer.
+
+    The installed classes are used for every checkpoint whose `model_type` is `llada`, official ones included; code
+    that lies beside the weights runs only with `trust_remote_code`. A LoRA adapter is merged into its base model.
+
+    Args:
+        model: folder or Hub id of a checkpoint or an adapter, or folder of an exported model. None is the bundled
+            model.
+        device: a torch device. None is CUDA, else MPS, else the CPU. An exported model takes the CPU.
+        dtype: one of `DTYPES`, or a torch dtype; `auto` is the checkpoint's. For an exported model see
+            `llada_conversion.load_exported`.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: load the class that the checkpoint brings.
+
+    Raises:
+        ValueError: for a checkpoint that is not LLaDA, is incomplete or corrupt, or whose tokenizer does not fit it,
+            and for an unknown device or dtype.
+        OSError: for a folder or a Hub id that does not exist, lacks files or cannot be reached.
+        ImportError: for an adapter without peft.
+
+    Example:
+        >>> checkpoint = load_checkpoint("tests/reference/checkpoints/mha", device="cpu")
+        >>> checkpoint.tokenizer.mask_token_id == checkpoint.model.config.mask_token_id
+        True
+    """
+    name = os.path.expanduser(os.fspath(BUNDLED_MODEL if model is None else model))
+    torch_dtype, config = parse_dtype(dtype), read_config(name, revision)
+    tokenizer = load_tokenizer(name, revision)
+    if is_exported(name):
+        return Checkpoint.of(_run_exported_loader(name, device, dtype, trust_remote_code), tokenizer)
+    place = find_device(device)
+    loaded = _load_described(config, name, revision, torch_dtype, trust_remote_code)
+    return Checkpoint.of(loaded.to(place), tokenizer)
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    revision: str = "main",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Any:
+    """Load the weights alone; every tensor must be in the files and have the right shape.
+
+    Args:
+        name: folder or Hub id of a checkpoint or an adapter, which is merged into its base model.
+        revision: branch, tag or commit on the Hub.
+        dtype: one of `DTYPES`, or a torch dtype.
+        trust_remote_code: load the class that the checkpoint brings.
+        options: other arguments of `from_pretrained`, such as `attn_implementation`.
+
+    Raises:
+        ValueError, OSError, ImportError: as `load_checkpoint`.
+    """
+    name = os.path.expanduser(os.fspath(name))
+    config = read_config(name, revision)
+    return _load_described(config, name, revision, parse_dtype(dtype), trust_remote_code, **options)
+
+
+def load_tokenizer(
+    name: str | os.PathLike[str], revision: str = "main", prepare: bool = True
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by its class, since AutoTokenizer would ask to run the checkpoint's code.
+
+    Args:
+        name: folder or Hub id of a tokenizer, a checkpoint, or an adapter, whose base model's is taken if it has none.
+        revision: branch, tag or commit on the Hub.
+        prepare: declare LLaDA's special tokens and chat template; see `prepare_tokenizer`.
+
+    Raises:
+        ValueError: for a corrupt file; with `prepare`, for a tokenizer that lacks one of LLaDA's tokens.
+        OSError: if there is none, or it cannot be reached.
+    """
+    name = os.path.expanduser(os.fspath(name))
+    file = _find_file(name, revision, "tokenizer.json", ADAPTER_CONFIG)
+    if file.name == ADAPTER_CONFIG:
+        return load_tokenizer(*_base_model(name, _read_json(file, name)), prepare=prepare)
+    try:
+        with hub_errors(name):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower for a corrupt file
+        raise ValueError(
+            f"The tokenizer of `{name}` is corrupt ({error}); download or save tokenizer.json again."
+        ) from None
+    if not prepare:
+        return tokenizer
+    if not tokenizer.mask_token and missing_tokens(tokenizer, [MASK_TOKEN]):
+        raise ValueError(
+            f"The tokenizer of `{name}` has no mask token (`{MASK_TOKEN}`), without which nothing can be unmasked; "
+            "use the tokenizer this checkpoint was trained with."
+        )
+    return prepare_tokenizer(tokenizer, missing="spell_out")
+
+
+def read_config(name: str, revision: str = "main") -> dict[str, Any]:
+    """Check that `name` is a checkpoint of LLaDA or an adapter with its files, and read what describes it.
+
+    Returns:
+        config.json; for an adapter its adapter_config.json, which has the key `peft_type`.
+
+    Raises:
+        ValueError: for another `model_type`, and a file that is not JSON.
+        OSError: for a folder or a Hub id that does not exist, lacks files or cannot be reached.
+    """
+    file = _find_file(name, revision, "config.json", ADAPTER_CONFIG)
+    config, folder = _read_json(file, name), local_folder(name)
+    if "peft_type" not in config and config.get("model_type") != LLaDAConfig.model_type:
+        raise ValueError(
+            f"`{name}` is not a LLaDA checkpoint: its config.json has `model_type` {config.get('model_type')!r} where "
+            f"{LLaDAConfig.model_type!r} is expected; convert a Llama-style model with `llada convert autoregressive`."
+        )
+    if folder is not None:
+        _check_weight_files(name, folder, is_adapter="peft_type" in config)
+    return config
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether a folder holds an exported model and no weights for PyTorch."""
+    return _first_file(Path(folder), EXPORTED_FILES) is not None and _first_file(Path(folder), WEIGHT_FILES) is None
+
+
+def use_exported_loader(load: Callable[[str, Any], Any]) -> None:
+    """Let `load_checkpoint` take exported models: `load(folder, dtype)` returns the model.
+
+    The classes that run one lie in `llada_conversion`, above this package; the command line calls
+    `use_exported_loader(llada_conversion.load_exported)`.
+    """
+    global _exported_loader
+    _exported_loader = load
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Refuse a tokenizer that is not the model's.
+
+    Args:
+        tokenizer: a special token that it does not declare is not compared.
+        config: the model's.
+
+    Raises:
+        ValueError: if the mask or end-of-text token differs, or the embedding has too few rows.
+    """
+    for field in ("mask_token_id", "eos_token_id"):
+        ours, theirs = getattr(config, field), getattr(tokenizer, field)
+        if theirs is not None and theirs not in (ours if isinstance(ours, list) else [ours]):
+            raise ValueError(
+                f"`{field}` must be the same in model and tokenizer, got {ours} and {theirs}; use the tokenizer this "
+                "checkpoint was trained with."
+            )
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.embedding_size:
+        raise ValueError(
+            f"The tokenizer has ids up to {largest}, but the model's embedding only {config.embedding_size} rows; use "
+            "the tokenizer this checkpoint was trained with."
+        )
+
+
+def complete_options(options: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the options that a checkpoint's files set, with what no released file names: the id of the end of turn.
+
+    Args:
+        options: a model's `generation_config`, of any class.
+        tokenizer: its tokenizer; without the token `<|eot_id|>` the id stays unset.
+
+    Returns:
+        A `LLaDAGenerationConfig`; `options` stays as it is.
+    """
+    config: Any = LLaDAGenerationConfig.from_generation_config(options)
+    if config.eot_token_id is None and not missing_tokens(tokenizer, [EOT_TOKEN]):
+        config = config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    return config
+
+
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """Return the device `name`; None is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: for a device that does not exist or is not available here.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` {str(name)!r} is not available here ({reason}); pass e.g. cpu.") from None
+    return device
+
+
+def parse_dtype(name: str | torch.dtype) -> Any:
+    """Return the torch dtype of a name; `auto` and torch dtypes stay as they are.
+
+    Raises:
+        ValueError: for a name that is not in `DTYPES`.
+    """
+    if isinstance(name, torch.dtype) or name == "auto":
+        return name
+    if name not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {name!r}.")
+    return getattr(torch, name)
+
+
+_exported_loader: Callable[[str, Any], Any] | None = None
+
+
+def _run_exported_loader(name: str, device: Any, dtype: Any, trust_remote_code: bool) -> Any:
+    """Load an exported model, which has its own device and brings no code."""
+    if _exported_loader is None:
+        raise ValueError(
+            f"`{name}` is an exported model; load it with `llada_conversion.load_exported`, and pass the model itself."
+        )
+    if device is not None and torch.device(device).type != "cpu":
+        raise ValueError(f"`device` must be cpu for the exported model `{name}`, got {str(device)!r}; leave it out.")
+    if trust_remote_code:
+        raise ValueError(f"`trust_remote_code` has no meaning for the exported model `{name}`; leave it out.")
+    return _exported_loader(name, dtype)
+
+
+def _load_described(
+    config: dict[str, Any], name: str, revision: str, dtype: Any, trust_remote_code: bool, **options: Any
+) -> Any:
+    """Load the weights of what `config` describes: a checkpoint, or an adapter and its base model."""
+    if "peft_type" in config:
+        base = load_model(*_base_model(name, config), dtype, trust_remote_code, **options)
+        return _merge_adapter(base, name, revision)
+    model_class: Any = LLaDAModelLM
+    if trust_remote_code:
+        model_class, options = AutoModelForCausalLM, {**options, "trust_remote_code": True}
+    try:
+        model, report = model_class.from_pretrained(
+            name, revision=revision, dtype=dtype, output_loading_info=True, **options
+        )
+    except _DAMAGE as error:
+        raise ValueError(
+            f"The weights of `{name}` cannot be loaded ({error}): a file is cut off, corrupt or of another model. "
+            "Download or save them again."
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"The weights of `{name}` lack {len(missing)} tensor(s), such as `{missing[0]}`. Download or save them "
+            "again."
+        )
+    return model
+
+
+def _merge_adapter(model: Any, name: str, revision: str) -> Any:
+    """Add the adapter `name` to the weights of its base model."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ImportError(
+            f"`{name}` is a LoRA adapter, which needs the package `peft`; install it with: pip install "
+            "'llada-hf[train]'"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            merged: Any = PeftModel.from_pretrained(model, name, revision=revision).merge_and_unload()
+    except (*_DAMAGE, UserWarning) as error:
+        raise ValueError(
+            f"The adapter `{name}` cannot be loaded ({error}): a file is cut off or corrupt, or made for another base "
+            "model. Download or save it again."
+        ) from error
+    merged.name_or_path = name
+    return merged
+
+
+def _base_model(name: str, config: dict[str, Any]) -> tuple[str, str]:
+    """Return name and revision of the model under an adapter."""
+    if config["peft_type"] != "LORA":
+        raise ValueError(
+            f"`{name}` must be a LoRA adapter, got the `peft_type` {config['peft_type']}; load it with peft."
+        )
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"The {ADAPTER_CONFIG} of `{name}` names no base model; set `base_model_name_or_path`.")
+    return base, config.get("revision") or "main"
+
+
+def _find_file(name: str, revision: str, *files: str) -> Path:
+    """Return the first of `files` that a folder has, or a repository, from which it is downloaded if necessary."""
+    folder = local_folder(name)
+    if folder is not None:
+        if (file := _first_file(folder, files)) is None:
+            raise _incomplete(name, [files[0]])
+        return folder / file
+    with hub_errors(name):
+        for file in files:
+            try:
+                return Path(hf_hub_download(name, file, revision=revision))
+            except EntryNotFoundError:
+                if file == files[-1]:
+                    raise
+    raise AssertionError("the last file is returned or raises")
+
+
+def _check_weight_files(name: str, folder: Path, is_adapter: bool) -> None:
+    """Raise unless a folder has all files of weights."""
+    expected = ADAPTER_FILES if is_adapter else WEIGHT_FILES + EXPORTED_FILES
+    file = _first_file(folder, expected)
+    if file is None:
+        raise _incomplete(name, [expected[0]])
+    if file.endswith(".index.json"):
+        shards = set(_read_json(folder / file, name).get("weight_map", {}).values())
+        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+            raise _incomplete(name, missing)
+
+
+def _incomplete(name: str, files: list[str]) -> FileNotFoundError:
+    listed = ", ".join(f"`{file}`" for file in files)
+    return FileNotFoundError(f"The checkpoint `{name}` has no {listed}; download or copy the whole checkpoint.")
+
+
+def _first_file(folder: Path, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if (folder / name).is_file()), None)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The {path.name} of `{name}` is corrupt ({error}); download or save it again.") from None
