@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from llada_checkpoints import BUNDLED_MODEL
 from llada_core.diffusion import NoisyBatch
 from llada_training import LLaDACollator, draw_noise, pretraining_loss, score_masked, training_noise_levels
+from llada_training.batch import padding_mask
 from modeling_llada import LLaDAModelLM
 
 # Options of the training configurations. The first of the ways, all False, is what the others are compared with.
@@ -37,7 +38,7 @@ def make_batch(path: str, num_texts: int) -> dict[str, Tensor]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
     texts = [line["text"] for line in read_lines("heldout.jsonl", num_texts)]
     examples = [{"input_ids": ids, "example_id": i} for i, ids in enumerate(tokenizer(texts)["input_ids"])]
-    return {"attention_mask": None} | LLaDACollator(tokenizer.pad_token_id)(examples)
+    return LLaDACollator(tokenizer.pad_token_id)(examples)
 
 
 def draw(batch: dict[str, Tensor], way: Way, step: int, mask_token_id: int) -> NoisyBatch:
@@ -61,10 +62,8 @@ def draw(batch: dict[str, Tensor], way: Way, step: int, mask_token_id: int) -> N
 
 def step_loss(model: LLaDAModelLM, batch: dict[str, Tensor], noisy: NoisyBatch) -> Tensor:
     """The pre-training loss of the noisy rows, nats per token."""
-    labels, mask = (
-        None if value is None else value.repeat(NUM_NOISE_SAMPLES, 1)
-        for value in (batch["labels"], batch["attention_mask"])
-    )
+    labels = batch["labels"].repeat(NUM_NOISE_SAMPLES, 1)
+    mask = padding_mask(batch["lengths"].repeat(NUM_NOISE_SAMPLES), labels.shape[1])
     logits = model(noisy.input_ids, mask, logits_positions=noisy.is_masked).logits
     return pretraining_loss(score_masked(logits, labels, noisy.is_masked).token_losses, noisy, (labels >= 0).sum())
 

@@ -1,7 +1,7 @@
 """LoRA on LLaDA: the layers that get an adapter, the options of the command line, merging it into a whole model."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -9,7 +9,7 @@ from transformers import BitsAndBytesConfig
 
 from llada_core.loading import load_model
 
-from .diffusion_config import SAVE_DTYPES
+from .diffusion_trainer import SAVE_DTYPES, option
 
 # Linear layers of a block, in the order of the forward pass.
 BLOCK_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
@@ -39,27 +39,21 @@ class AdapterOptions:
     Not handled: other methods of PEFT; pass their config to `LLaDASFTTrainer(peft_config=…)`.
     """
 
-    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter; the model's own weights stay."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapter's matrices."})
-    lora_alpha: int = field(default=32, metadata={"help": "The adapter's output is scaled by lora_alpha / lora_r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapter."})
-    lora_target_modules: Optional[list[str]] = field(
-        default=None,
-        metadata={"help": f"Layers of every block that get an adapter, of {' '.join(BLOCK_LAYERS)}. Unset: all."},
+    use_peft: bool = option(False, "Train a LoRA adapter; the model's own weights stay.")
+    lora_r: int = option(16, "Rank of the adapter's matrices.")
+    lora_alpha: int = option(32, "The adapter's output is scaled by lora_alpha / lora_r.")
+    lora_dropout: float = option(0.05, "Dropout before the adapter.")
+    lora_target_modules: Optional[list[str]] = option(
+        None, f"Layers of every block that get an adapter, of {' '.join(BLOCK_LAYERS)}. Unset: all."
     )
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(lora_r)."})
-    use_dora: bool = field(default=False, metadata={"help": "Learn the length of each weight row apart (DoRA)."})
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "Data type of the model's own weights while training; the adapter is float32."},
+    use_rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_r).")
+    use_dora: bool = option(False, "Learn the length of each weight row apart (DoRA).")
+    dtype: str = option("float32", "Data type of the model's own weights while training; the adapter is float32.")
+    load_in_4bit: bool = option(
+        False, "Hold the model's own weights in 4 bits (QLoRA); needs bitsandbytes. Computes in `dtype`."
     )
-    load_in_4bit: bool = field(
-        default=False,
-        metadata={"help": "Hold the model's own weights in 4 bits (QLoRA); needs bitsandbytes. Computes in `dtype`."},
-    )
-    merge_adapter: bool = field(
-        default=True,
-        metadata={"help": "Write the whole model with the adapter added to output_dir. The adapter is kept beside."},
+    merge_adapter: bool = option(
+        True, "Write the whole model with the adapter added to output_dir. The adapter is kept beside."
     )
 
     def __post_init__(self) -> None:

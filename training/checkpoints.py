@@ -20,11 +20,14 @@ class ResumableTrainer(Trainer):
     The trainer's state is the last file of a checkpoint, written after every process has written its part: a folder
     without a readable one was cut off. Such a folder is never resumed from; saving the same step again replaces it.
 
-    Stands before `Trainer`, or a trainer of TRL, among the bases. For one process, DDP, FSDP and DeepSpeed ZeRO.
+    List it before `Trainer`, or a trainer of TRL, in the bases. For one process, DDP, FSDP and DeepSpeed ZeRO.
     Not handled: loss of power (files are not forced to the disk), folders that the processes do not share.
     """
 
+    # Narrower than `Trainer` declares them.
     args: Any
+    model: Any
+    model_wrapped: Any
 
     def train(self, resume_from_checkpoint: Optional[Union[bool, str]] = None, *args: Any, **options: Any) -> Any:
         """Train, as `Trainer.train`; `resume_from_checkpoint=True` continues from the last complete checkpoint.
@@ -33,6 +36,12 @@ class ResumableTrainer(Trainer):
             ValueError: if there is no such checkpoint, or the one named is not complete.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        # A bug of transformers' `Trainer`: `evaluate()` prepares the model without wrapping it, `train()` takes it for
+        # wrapped, and the processes of DDP drift apart. So the preparation is forgotten.
+        if self.args.world_size > 1:
+            self.accelerator._models.clear()
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
+            self.model_wrapped = self.model
         return super().train(checkpoint, *args, **options)
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:

@@ -35,7 +35,7 @@ def parse_options(args: list[str], classes: list[Any], command: str, description
     """
     if "--config" in args[:-1] and not os.path.isfile(args[args.index("--config") + 1]):
         raise ValueError(
-            f"`--config` must name a YAML file, got {args[args.index('--config') + 1]!r}, which is no file."
+            f"`--config` must name a YAML file, got {args[args.index('--config') + 1]!r}, which does not exist."
         )
     usage = f"{command} [--config RECIPE.yaml] [--option value ...]"
     parser = TrlParser(classes, usage=usage, description=description, allow_abbrev=False)

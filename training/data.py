@@ -1,4 +1,4 @@
-"""From documents to training sequences: read, tokenise, end each with EOS, concatenate, cut to length."""
+"""Reads the data of a training, and makes pre-training sequences: documents joined by EOS and cut to length."""
 
 import os
 from typing import Any, Optional
@@ -11,6 +11,15 @@ from datasets.exceptions import DatasetGenerationError
 TOKENIZE_BATCH = 1000
 PACK_BATCH = 10_000
 FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json"}
+# Columns of each format of examples, the most telling first; the first that is there counts, others are left out.
+EXAMPLE_FORMATS = (
+    ("messages",),
+    ("conversations",),
+    ("prompt", "completion"),
+    ("input_ids", "labels"),
+    ("input_ids",),
+    ("text",),
+)
 EXCERPT_LENGTH = 80
 
 
@@ -34,20 +43,38 @@ def load_documents(
     """
     columns = [
         _only_text(rows, "text" if _is_plain(source) else text_column, source)
-        for source, rows in read_sources(sources, split, config_name)
+        for source, rows in _read_sources(sources, split, config_name)
     ]
     return concatenate_datasets(columns)
 
 
-def read_sources(
-    sources: list[str], split: str = "train", config_name: Optional[str] = None
-) -> list[tuple[str, Dataset]]:
-    """Read files or one data set, as in `load_documents`, with all their columns; each with its name."""
-    if not sources:
-        raise ValueError("`train_data` must name files or a data set, got nothing; pass e.g. train_data=corpus.jsonl.")
-    if len(sources) == 1 and not os.path.isfile(sources[0]) and not _looks_like_file(sources[0]):
-        return [(sources[0], _load_named(sources[0], split, config_name))]
-    return [(path, _load_file(path)) for path in sources]
+def load_examples(sources: list[str], split: str = "train", config_name: Optional[str] = None) -> Dataset:
+    """Read examples of fine-tuning: conversations, prompts with completions, texts, or token ids.
+
+    Args:
+        sources: as in `load_documents`; a line of a file is one example.
+        split, config_name: as in `load_documents`.
+
+    Returns:
+        A data set with the columns of one of `EXAMPLE_FORMATS`.
+
+    Raises:
+        ValueError: if a file is missing or of another kind, no format fits, formats are mixed, or a value is missing.
+    """
+    parts, chosen = [], {}
+    for source, rows in _read_sources(sources, split, config_name):
+        columns = next((columns for columns in EXAMPLE_FORMATS if set(columns) <= set(rows.column_names)), None)
+        if columns is None:
+            raise ValueError(
+                f"Examples must have the column `messages`, or `prompt` and `completion`, or `text`, got "
+                f"{', '.join(rows.column_names)} in {source}; rename its columns."
+            )
+        chosen[columns] = source
+        parts.append(_filled(rows.select_columns(list(columns)), source))
+    if len(chosen) > 1:
+        found = "; ".join(f"{', '.join(columns)} in {source}" for columns, source in chosen.items())
+        raise ValueError(f"All files must have the same columns, got {found}; bring them into one form.")
+    return concatenate_datasets(parts)
 
 
 def pack_documents(
@@ -105,19 +132,38 @@ def pack_documents(
     return packed.add_column("example_id", np.arange(len(packed)))
 
 
+def check_ids(ids: list[int], name: str, mask_token_id: int, vocab_size: int, excerpt: str = "") -> None:
+    """Refuse a text that holds the mask token or an id that the model does not have.
+
+    Args:
+        ids: the text's token ids.
+        name: what the text is called in messages, e.g. `document 3`.
+        mask_token_id: id that stands for the mask.
+        vocab_size: ids must be below it; the model's embedding size.
+        excerpt: part of the text to show.
+
+    Raises:
+        ValueError: in these cases.
+    """
+    shown = f", {excerpt!r}" if excerpt else ""
+    if mask_token_id in ids:
+        raise ValueError(
+            f"The text must not hold the mask token (id {mask_token_id}), which stands for hidden text, got it in "
+            f"{name}{shown}; remove it from the text."
+        )
+    if ids and max(ids) >= vocab_size:
+        raise ValueError(
+            f"Token ids must be below the model's `embedding_size` ({vocab_size}), got {max(ids)} in {name}{shown}; "
+            "use the model's own `tokenizer`, or a larger `vocab_size`."
+        )
+
+
 def _tokenize(batch: dict, indices: list[int], tokenizer: Any, vocab_size: int, mask_token_id: int) -> dict:
     encoded = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)
+    mask = tokenizer.decode([mask_token_id])
     for index, text, ids in zip(indices, batch["text"], encoded["input_ids"]):
-        if mask_token_id in ids:
-            raise ValueError(
-                f"Document {index} must not hold the mask token (id {mask_token_id}), which stands for hidden text, "
-                f"got {_excerpt(text, tokenizer.decode([mask_token_id]))!r}; remove it from the text."
-            )
-        if ids and max(ids) >= vocab_size:
-            raise ValueError(
-                f"Token ids must be below the model's `embedding_size` ({vocab_size}), got {max(ids)} in document "
-                f"{index}, {text[:EXCERPT_LENGTH]!r}; use the model's own `tokenizer`, or a larger `vocab_size`."
-            )
+        start = max(text.find(mask) - EXCERPT_LENGTH // 2, 0)
+        check_ids(ids, f"document {index}", mask_token_id, vocab_size, text[start : start + EXCERPT_LENGTH])
     # An empty document would only add a second EOS.
     return {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"] if ids]}
 
@@ -127,9 +173,20 @@ def _pack(table: Any, sequence_length: int) -> dict:
     return {"input_ids": [stream[start : start + sequence_length] for start in range(0, len(stream), sequence_length)]}
 
 
+def _read_sources(sources: list[str], split: str, config_name: Optional[str]) -> list[tuple[str, Dataset]]:
+    """Read files or one data set, as in `load_documents`, with all their columns; each with its name."""
+    if not sources:
+        raise ValueError("`train_data` must name files or a data set, got nothing; pass e.g. train_data=corpus.jsonl.")
+    if len(sources) == 1 and not os.path.isfile(sources[0]) and os.path.splitext(sources[0])[1] not in FILE_FORMATS:
+        return [(sources[0], _load_named(sources[0], split, config_name))]
+    return [(path, _load_file(path)) for path in sources]
+
+
 def _load_file(path: str) -> Dataset:
     if not os.path.isfile(path):
-        raise ValueError(f"`train_data` and `validation_data` must name existing files, got {path!r}, which is none.")
+        raise ValueError(
+            f"`train_data` and `validation_data` must name existing files, got {path!r}, which does not exist."
+        )
     extension = os.path.splitext(path)[1]
     if extension not in FILE_FORMATS:
         raise ValueError(f"Data files must end in {', '.join(FILE_FORMATS)}, got {path!r}; convert it to JSON lines.")
@@ -166,20 +223,17 @@ def _only_text(documents: Dataset, text_column: str, source: str) -> Dataset:
         raise ValueError(
             f"`text_column` must hold text, got {kind} in column {text_column!r} of {source}; name another column."
         )
-    for index, text in enumerate(documents.with_format("arrow")[:]["text"].is_valid().to_pylist()):
-        if not text:
-            raise ValueError(f"Every document must have a text, got none in row {index} of {source}; remove the row.")
-    return documents
+    return _filled(documents, source)
+
+
+def _filled(rows: Dataset, source: str) -> Dataset:
+    """`rows`, if no value of them is missing."""
+    for column in rows.column_names:
+        for index, is_there in enumerate(rows.with_format("arrow")[:][column].is_valid().to_pylist()):
+            if not is_there:
+                raise ValueError(f"Every row must have a `{column}`, got none in row {index} of {source}; add it.")
+    return rows
 
 
 def _is_plain(path: str) -> bool:
     return os.path.splitext(path)[1] == ".txt"
-
-
-def _looks_like_file(source: str) -> bool:
-    return os.path.splitext(source)[1] in FILE_FORMATS
-
-
-def _excerpt(text: str, token: str) -> str:
-    start = max(text.find(token) - EXCERPT_LENGTH // 2, 0)
-    return text[start : start + EXCERPT_LENGTH]

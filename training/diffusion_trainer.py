@@ -1,34 +1,209 @@
-"""What every trainer of LLaDA shares: noise, the diffusion loss, evaluation, metrics and the schedule."""
+"""What every trainer of LLaDA shares: options, noise, the diffusion loss, evaluation, metrics and the schedule."""
 
-from typing import Any, Optional, Union
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Optional, Union
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
+from transformers import AutoConfig, get_scheduler
+from transformers.trainer_utils import SchedulerType
 
 from llada_core.card import write_card
-from llada_core.diffusion import NoisyBatch, low_discrepancy_noise_levels
+from llada_core.diffusion import NOISE_EPS, NoisyBatch, low_discrepancy_noise_levels
+from llada_core.loading import DTYPES
 from llada_core.tokenization import save_tokenizer
+from modeling_llada import LLaDAConfig, LLaDAModelLM
+from modeling_llada.configuration_llada import AUTO_MAP
 
+from .batch import COLUMNS, pack_rows, padding_mask
 from .checkpoints import ResumableTrainer
-from .collator import row_lengths
-from .diffusion_config import DiffusionOptions
-from .loss import MaskedPredictions, count_items, mean_loss, normalized_loss, score_masked
-from .metrics import TrainingMetrics, level_sums, row_sums, summarize
+from .loss import (
+    MaskedPredictions,
+    TrainingMetrics,
+    level_sums,
+    mean_loss,
+    pretraining_loss,
+    row_sums,
+    score_masked,
+    sft_loss,
+    summarize,
+)
 from .noise import IGNORE_INDEX, draw_noise, training_noise_levels
 
 # Evaluation draws the same masks at every step of every run.
 EVALUATION_SEED, EVALUATION_STEP = 0, -1
 # The diffusion loss brings its own; `Trainer` takes others as arguments.
 REFUSED_ARGUMENTS = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
+DECAY_TYPES = ("linear", "cosine", "1-sqrt")
+SAVE_DTYPES = tuple(name for name in DTYPES if name != "auto")
+WARMUP_STABLE_DECAY = SchedulerType.WARMUP_STABLE_DECAY.value
+# Options of TrainingArguments that would change or bypass the diffusion loss, with the only value that fits.
+FIXED_OPTIONS = {
+    "label_smoothing_factor": (0.0, "the bound is a plain cross-entropy of the clean tokens"),
+    "use_liger_kernel": (False, "its fused loss shifts the labels"),
+    "use_cache": (False, "training sees whole sequences"),
+    "prediction_loss_only": (False, "evaluation returns per-example sums"),
+    "batch_eval_metrics": (False, "evaluation is averaged over all examples at once"),
+    "remove_unused_columns": (True, "the collator knows only `input_ids`, `labels` and `example_id`"),
+    "average_tokens_across_devices": (True, "the loss is divided by the tokens of the whole optimizer step"),
+}
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a class of options, with what `--help` says of it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DiffusionOptions:
+    """Options that every training shares. A mix-in; list it before the class of training arguments in the bases.
+
+    Raises:
+        ValueError: if an option is out of range, contradicts another one, or cannot apply to this objective.
+    """
+
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = FIXED_OPTIONS
+
+    model: Optional[str] = option(
+        None, "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew."
+    )
+    attn_implementation: Optional[str] = option(
+        None, "Attention while training: sdpa or eager. Short sequences train faster on a CPU with eager."
+    )
+    tokenizer: Optional[str] = option(None, "Folder or Hub id of the tokenizer. Unset: the one beside `model`.")
+    train_data: Optional[list[str]] = option(
+        None, "Text files (.txt), JSON-lines files (.jsonl), or one data set's name or folder."
+    )
+    validation_data: Optional[list[str]] = option(
+        None, "As `train_data`, for evaluation. Needed when `eval_strategy` is not no."
+    )
+    dataset_config_name: Optional[str] = option(None, "Configuration of the named data set.")
+    train_split: str = option("train", "Split of a named data set to train on.")
+    validation_split: str = option("validation", "Split of a named data set to evaluate on.")
+
+    noise_eps: float = option(NOISE_EPS, "Smallest masking probability; not used with `exact_count`.")
+    exact_count: bool = option(
+        False, "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."
+    )
+    low_discrepancy: bool = option(
+        False, "Spread the noise levels of an optimizer step evenly over (0, 1]; each alone stays uniform."
+    )
+    num_noise_samples: int = option(
+        1, "Noise draws per example and step, averaged; each costs a pass over the example."
+    )
+    complementary_masks: bool = option(
+        False, "Half of the draws mask just what the other half left, so that every token is learnt from."
+    )
+    save_dtype: Optional[str] = option(
+        None, "Data type of the final weights: float32, bfloat16 or float16. Unset: as trained."
+    )
+
+    decay_steps: float = option(0.1, "Steps of the falling phase: a number, or a fraction of all steps if below 1.")
+    decay_type: str = option("linear", "Shape of the falling phase: linear, cosine, 1-sqrt.")
+    min_lr_ratio: float = option(0.0, "Learning rate before warm-up and at the end, as a share of the highest.")
+    # Fields of TrainingArguments with another default here.
+    lr_scheduler_type: Union[SchedulerType, str] = option(WARMUP_STABLE_DECAY, "Schedule of the learning rate.")
+    warmup_steps: float = option(0.01, "Steps of the rising phase: a number, or a fraction of all steps if below 1.")
+    weight_decay: float = option(0.1, "Weight decay of AdamW.")
+
+    def __post_init__(self) -> None:
+        # transformers 4 knows only whole warm-up steps; `get_warmup_steps` below reads both.
+        warmup_steps, self.warmup_steps = self.warmup_steps, 0
+        # Without this, `bf16` raises on a machine that has only its CPU.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        super().__post_init__()  # type: ignore[misc]
+        self.warmup_steps = warmup_steps
+        for name in ("train_data", "validation_data"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
+        self._check_fixed_options()
+        self._check_noise()
+        self._check_schedule()
+        self._check_sources()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Number of warm-up steps; a value below 1 is a fraction of `num_training_steps`."""
+        return steps_or_fraction(self.warmup_steps, num_training_steps)
+
+    def get_scheduler_kwargs(self, num_training_steps: int) -> Any:
+        """Arguments for transformers' scheduler: those of warmup-stable-decay, else `lr_scheduler_kwargs` as given.
+
+        Raises:
+            ValueError: if warm-up and decay together are longer than the training.
+        """
+        if self.lr_scheduler_type != WARMUP_STABLE_DECAY:
+            return self.lr_scheduler_kwargs  # type: ignore[attr-defined]
+        num_warmup = self.get_warmup_steps(num_training_steps)
+        num_decay = steps_or_fraction(self.decay_steps, num_training_steps)
+        if num_warmup + num_decay > num_training_steps:
+            raise ValueError(
+                f"`warmup_steps` and `decay_steps` together must be at most the number of training steps "
+                f"({num_training_steps}), got {num_warmup} + {num_decay}; lower them or train longer."
+            )
+        return {"num_decay_steps": num_decay, "decay_type": self.decay_type, "min_lr_ratio": self.min_lr_ratio}
+
+    def _check_fixed_options(self) -> None:
+        for name, (value, reason) in self.fixed_options.items():
+            if getattr(self, name, value) != value:
+                raise ValueError(f"`{name}` must be {value} ({reason}), got {getattr(self, name)}; leave it out.")
+
+    def _check_noise(self) -> None:
+        if not 0.0 <= self.noise_eps <= 1.0:
+            raise ValueError(f"`noise_eps` must be from 0.0 to 1.0, got {self.noise_eps}; leave it out.")
+        if self.num_noise_samples < 1:
+            raise ValueError(f"`num_noise_samples` must be at least 1, got {self.num_noise_samples}; leave it out.")
+        if self.complementary_masks and self.num_noise_samples % 2:
+            raise ValueError(
+                "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
+                f"{self.num_noise_samples}; pass num_noise_samples={self.num_noise_samples + 1}."
+            )
+        if self.complementary_masks and self.noise_eps > 0.5 and not self.exact_count:
+            raise ValueError(
+                "`noise_eps` must be at most 0.5 with `complementary_masks`, or no complement is ever in range, got "
+                f"{self.noise_eps}; leave it out."
+            )
+        if self.save_dtype not in (None, *SAVE_DTYPES):
+            raise ValueError(f"`save_dtype` must be one of {', '.join(SAVE_DTYPES)}, got {self.save_dtype!r}.")
+
+    def _check_schedule(self) -> None:
+        if self.decay_type not in DECAY_TYPES:
+            raise ValueError(f"`decay_type` must be one of {', '.join(DECAY_TYPES)}, got {self.decay_type!r}.")
+        if not 0.0 <= self.min_lr_ratio <= 1.0:
+            raise ValueError(f"`min_lr_ratio` must be from 0 to 1, got {self.min_lr_ratio}; LLaDA ends at 0.025.")
+        for name in ("warmup_steps", "decay_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}; 0 leaves the phase out.")
+        given = self.lr_scheduler_kwargs  # type: ignore[attr-defined]
+        if self.lr_scheduler_type == WARMUP_STABLE_DECAY and given:
+            raise ValueError(
+                f"`lr_scheduler_kwargs` must be unset with {WARMUP_STABLE_DECAY}, got {given}; "
+                "use `warmup_steps`, `decay_steps`, `decay_type` and `min_lr_ratio`."
+            )
+
+    def _check_sources(self) -> None:
+        if self.do_eval and self.train_data and not self.validation_data:  # type: ignore[attr-defined]
+            raise ValueError(
+                "`validation_data` must be given when `eval_strategy` is not no, got None; name a file, or pass "
+                "eval_strategy=no."
+            )
+
+
+def steps_or_fraction(value: float, num_training_steps: int) -> int:
+    """A number of steps as it is; a value below 1 as a fraction of `num_training_steps`, rounded."""
+    return int(value) if value >= 1 else round(value * num_training_steps)
 
 
 class DiffusionTrainer(ResumableTrainer):
-    """Base of the trainers; stands before `Trainer`, or a trainer of TRL, among the bases.
+    """Base of the trainers; list it before `Trainer`, or a trainer of TRL, in the bases.
 
     A step: 1 collate · 2 draw noise by (seed, step, example id) · 3 mask · 4 forward, logits only where masked ·
     5 cross-entropy times weight · 6 divide by the items of the whole optimizer step · 7 update · 8 log.
-    The loss is the same for any split of the step over accumulation and processes.
+    The loss is the same for any split of the step over accumulation and processes. Noise levels (2) are drawn with the
+    batches, because they may be spread over the whole step; masks (3) are drawn batch by batch in `compute_loss`.
     """
 
     # The loss is divided by the items of the whole optimizer step here, so `Trainer` must not divide again.
@@ -42,99 +217,84 @@ class DiffusionTrainer(ResumableTrainer):
     model: Any
     model_wrapped: Any
     processing_class: Any
-    _signature_columns: Any
+    lr_scheduler: Any
 
     def __init__(self, *positional: Any, args: DiffusionOptions, **options: Any):
         for name in REFUSED_ARGUMENTS:
             if options.get(name) is not None:
                 raise ValueError(f"`{name}` must be unset, the diffusion loss brings its own, got one; leave it out.")
         super().__init__(*positional, args=args, compute_metrics=self._evaluation_metrics, **options)
+        # What `loss_is_scaled_for_ga` says, in the words of transformers 4.
         self.model_accepts_loss_kwargs = True
+        self._signature_columns: Any = COLUMNS
         self._step_metrics = TrainingMetrics()
 
-    # 1 collate
+    # 1 and 2: the batches of a step and their noise levels
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Collect the batches of one optimizer step, settle their rows and give every row its noise levels."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
-        batches = self._settle_training_rows(batches)
-        batches = self._with_noise_levels(batches)
-        maskable = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
-        counts = [sum(maskable), sum(row_lengths(batch).sum() for batch in batches)]
-        num_maskable, num_seen = self._reduce_counts(counts, device).tolist()
-        self._step_metrics.start_step(num_maskable * self.args.num_noise_samples, num_seen)
-        return batches, self._get_num_items_in_batch(batches, device)
+        """Collect the batches of one optimizer step, settle their rows and give every row its noise levels.
 
-    def _settle_training_rows(self, batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Change the rows of an optimizer step before they are masked."""
+        Returns:
+            The batches, and what their loss is divided by: items of the whole step, over accumulation and processes.
+        """
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        batches = self._prepare_rows(batches, self.args.seed, self.state.global_step)
+        self._draw_noise_levels(batches)
+        counts = torch.zeros(3, dtype=torch.long, device=device)  # maskable tokens, tokens, items of the loss
+        for batch in batches:
+            is_maskable = batch["labels"] != IGNORE_INDEX
+            items = is_maskable.any(-1) if self.loss_normalization == "answer" else is_maskable
+            counts += torch.stack([is_maskable.sum(), batch["lengths"].sum(), items.sum()]).to(device)
+        counts = self.accelerator.reduce(counts, reduction="sum")
+        num_maskable, num_seen, _ = counts.tolist()
+        self._step_metrics.start_step(num_maskable * self.args.num_noise_samples, num_seen)
+        return batches, counts[2].clamp(min=1)
+
+    def _prepare_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
+        """Change the rows of an optimizer step, or of an evaluation batch (`EVALUATION_STEP`), before the masking."""
         return batches
 
-    def _settle_evaluation_rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Change the rows of an evaluation batch before they are masked; each by itself."""
-        return batch
-
-    def _with_noise_levels(self, batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Step 2: noise levels are drawn for the whole optimizer step."""
-        args, num_before, settled = self.args, 0, []
+    def _draw_noise_levels(self, batches: list[dict[str, Tensor]]) -> None:
+        args, num_before = self.args, 0
         num_levels = args.num_noise_samples // (2 if args.complementary_masks else 1)
         for index, batch in enumerate(batches):
             ids = batch["example_id"]
-            levels = training_noise_levels(
-                ids,
-                self._slots(batch, index, num_before),
-                args.seed,
-                self.state.global_step,
-                args.low_discrepancy,
-                num_levels,
+            rows = torch.arange(len(ids), device=ids.device)
+            # Place of each row in the optimizer step: its place in the data, or distinct numbers if rows are packed.
+            if "packed_row" in batch:
+                slots = (num_before + rows) * args.world_size + args.process_index
+            else:
+                slots = (index * args.world_size + args.process_index) * args.train_batch_size + rows
+            batch["noise_levels"] = training_noise_levels(
+                ids, slots, args.seed, self.state.global_step, args.low_discrepancy, num_levels
             )
-            settled.append(batch | {"noise_levels": levels})
             num_before += len(ids)
-        return settled
 
-    def _slots(self, batch: dict[str, Tensor], index: int, num_before: int) -> Tensor:
-        """Place of each row in the optimizer step: its place in the data, or distinct numbers if rows are packed."""
-        args, rows = self.args, torch.arange(len(batch["example_id"]), device=batch["example_id"].device)
-        if "packed_row" in batch:
-            return (num_before + rows) * args.world_size + args.process_index
-        return (index * args.world_size + args.process_index) * args.train_batch_size + rows
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
-        """What the loss is divided by: items of the whole optimizer step, over accumulation and processes; scalar."""
-        num_items = sum(count_items(batch["labels"], self.loss_normalization) for batch in batch_samples)
-        return self._reduce_counts([num_items], device)[0].clamp(min=1)
-
-    def _reduce_counts(self, counts: list, device: torch.device) -> Tensor:
-        """Add up over processes; int64 [counts]."""
-        return self.accelerator.reduce(torch.tensor([int(count) for count in counts], device=device), reduction="sum")
-
-    # 2 to 6: noise, forward, loss
+    # 3 to 6: masks, forward, loss
 
     def compute_loss(
         self,
         model: Any,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Optional[Union[Tensor, int]] = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of one batch: its share of the mean over the optimizer step, times the number of processes.
 
-        Processes average their gradients, so the factor makes the average a sum.
+        Processes average their gradients, so the factor makes the average a sum. Batch and number of items are those
+        of `get_batch_samples`.
         """
         args = self.args
         noisy, predictions = self._predict(
             model, inputs, args.seed, self.state.global_step, args.exact_count, args.complementary_masks
         )
         self._step_metrics.update(predictions, noisy)
-        if num_items_in_batch is None:
-            num_items_in_batch = self._get_num_items_in_batch([inputs], inputs["input_ids"].device)
-        labels = inputs["labels"].repeat(args.num_noise_samples, 1)
-        num_items = num_items_in_batch * args.num_noise_samples
-        loss = normalized_loss(predictions.token_losses, noisy, labels, num_items, self.loss_normalization)
+        num_draws = args.num_noise_samples
+        num_items = num_items_in_batch * num_draws
+        if self.loss_normalization == "answer":
+            loss = sft_loss(predictions.token_losses, noisy, inputs["labels"].repeat(num_draws, 1), num_items)
+        else:
+            loss = pretraining_loss(predictions.token_losses, noisy, num_items)
         loss = loss * self.accelerator.num_processes
         return (loss, predictions) if return_outputs else loss
 
@@ -147,7 +307,7 @@ class DiffusionTrainer(ResumableTrainer):
         exact_count: bool,
         complementary: bool = False,
     ) -> tuple[NoisyBatch, MaskedPredictions]:
-        """Steps 2 to 5: mask the batch, and score the masked positions."""
+        """Mask the batch, and score the masked positions."""
         noisy = draw_noise(
             inputs["input_ids"],
             inputs["labels"],
@@ -165,13 +325,14 @@ class DiffusionTrainer(ResumableTrainer):
         return noisy, score_masked(logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
 
     def _model_inputs(self, noisy: NoisyBatch, inputs: dict[str, Tensor], num_draws: int) -> dict[str, Any]:
-        """Arguments of the model. Logits come in the order of `noisy.is_masked`."""
-        mask = inputs.get("attention_mask")
-        return {
-            "input_ids": noisy.input_ids,
-            "attention_mask": None if mask is None else mask.repeat(num_draws, 1),
-            "logits_positions": noisy.is_masked,
-        }
+        """Arguments of the model: packed documents move into their rows. Logits keep the order of `noisy.is_masked`."""
+        lengths = inputs["lengths"].repeat(num_draws)
+        if "packed_row" in inputs:
+            row = inputs["packed_row"]
+            rows = torch.cat([row + draw * (row[-1] + 1) for draw in range(num_draws)])
+            return pack_rows(noisy.input_ids, noisy.is_masked, lengths, rows)
+        mask = padding_mask(lengths, noisy.input_ids.shape[1])
+        return {"input_ids": noisy.input_ids, "attention_mask": mask, "logits_positions": noisy.is_masked}
 
     # Evaluation: a function of the example alone
 
@@ -183,7 +344,7 @@ class DiffusionTrainer(ResumableTrainer):
         Returns:
             None, the per-example sums that `_evaluation_metrics` averages; [batch, 6], and the example ids; [batch].
         """
-        inputs = self._settle_evaluation_rows(self._prepare_inputs(inputs))
+        (inputs,) = self._prepare_rows([self._prepare_inputs(inputs)], EVALUATION_SEED, EVALUATION_STEP)
         inputs["noise_levels"] = low_discrepancy_noise_levels(inputs["example_id"])
         with torch.no_grad(), self.compute_loss_context_manager():
             noisy, predictions = self._predict(model, inputs, EVALUATION_SEED, EVALUATION_STEP, exact_count=True)
@@ -197,54 +358,46 @@ class DiffusionTrainer(ResumableTrainer):
         loss = mean_loss(rows[:, 4], rows[:, 5], self.loss_normalization)
         return {"loss": loss} | summarize(level_sums(rows[:, :4]), rows[:, 5].sum().item())
 
-    # 7 update
-
-    def train(self, *args: Any, **options: Any) -> Any:
-        """Train, as `Trainer.train`."""
-        # An evaluation before training leaves the model prepared but unwrapped, and processes would drift apart.
-        if self.args.world_size > 1:
-            self.accelerator._models.clear()
-            self.model.__dict__.pop("_is_accelerate_prepared", None)
-            self.model_wrapped = self.model
-        return super().train(*args, **options)
+    # 7 and 8: schedule, log, save
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optional[torch.optim.Optimizer] = None) -> Any:
-        """Create the schedule; fractions of the training become numbers of steps here."""
-        self.args.lr_scheduler_kwargs, given = (
-            self.args.get_scheduler_kwargs(num_training_steps),
-            self.args.lr_scheduler_kwargs,
-        )
-        try:
-            return super().create_scheduler(num_training_steps, optimizer)
-        finally:
-            self.args.lr_scheduler_kwargs = given
+        """Create the schedule of the options, whose fractions of the training become numbers of steps here."""
+        if self.lr_scheduler is None:
+            args = self.args
+            self.lr_scheduler = get_scheduler(
+                args.lr_scheduler_type,
+                self.optimizer if optimizer is None else optimizer,
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+                args.get_scheduler_kwargs(num_training_steps),
+            )
+            # `Trainer` makes a new one for the next training.
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
-    def _save(self, output_dir: Optional[str] = None, state_dict: Optional[dict] = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
+    def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
+        """Log, with the diffusion metrics beside a training loss."""
+        if "loss" in logs:
+            metrics, self._step_metrics = self._step_metrics, TrainingMetrics()
+            logs.update(metrics.summarize(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:
+        """Save the whole model for `from_pretrained` with its tokenizer and card; all processes must call it."""
+        super().save_model(output_dir, _internal_call)
         folder = output_dir or self.args.output_dir
-        if self.processing_class is not None:
+        if self.args.should_save and write_card(self, folder) and self.processing_class is not None:
             # Once more, so that transformers 4.57 can read the folder too.
             save_tokenizer(self.processing_class, folder)
-        write_card(self, folder)
 
     def create_model_card(self, model_name: Optional[str] = None, **facts: Any) -> None:
         """Write the model card into `output_dir`, if a model lies there; `facts` are those of `write_card`."""
         if self.is_world_process_zero():
             write_card(self, self.args.output_dir, model_name, **facts)
 
-    # 8 log
-
-    def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
-        """Log, with the diffusion metrics beside a training loss."""
-        if "loss" in logs:
-            logs.update(self._step_metrics.flush(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
-        super().log(logs, start_time)
-
 
 def check_model(config: Any) -> None:
-    """Refuse the config of a model that is no LLaDA, or has no mask token.
+    """Refuse the config of a model that is not a LLaDA model, or has no mask token.
 
     Raises:
         ValueError: in these cases.
@@ -266,3 +419,14 @@ def pad_id_of(config: Any) -> int:
         if token_id is not None:
             return token_id[0] if isinstance(token_id, list) else token_id
     return 0
+
+
+def register_auto_classes() -> None:
+    """Let AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM build the installed classes.
+
+    TRL reloads a reference model through them. Calling it again changes nothing.
+    """
+    AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig, exist_ok=True)
+    for name in AUTO_MAP:
+        if name != AutoConfig.__name__:
+            getattr(transformers, name).register(LLaDAConfig, LLaDAModelLM, exist_ok=True)

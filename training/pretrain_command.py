@@ -6,9 +6,8 @@ from llada_core import loading
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .command import load_tokenizer, parse_options, report_start, run_training
-from .config import LLaDAPretrainingConfig
 from .data import load_documents, pack_documents
-from .pretraining import LLaDAPretrainingTrainer
+from .pretraining import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 
 COMMAND = "llada train pretrain"
 DESCRIPTION = (

@@ -1,24 +1,28 @@
-"""The fine-tuning trainer: TRL's `SFTTrainer` with the masked diffusion loss on responses."""
+"""Fine-tuning: the options, and TRL's `SFTTrainer` with the masked diffusion loss on responses."""
 
 import copy
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Any, ClassVar, Optional
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoConfig
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-from llada_core.diffusion import NoisyBatch
-
-from .collator import LLaDACollator, row_lengths
-from .diffusion_trainer import EVALUATION_SEED, EVALUATION_STEP, DiffusionTrainer, check_model, pad_id_of
-from .packing import check_attention, pack_rows
-from .registration import register_auto_classes
-from .responses import draw_turns, fill_with_eos, lengths_with_eos
-from .sft_config import LLaDASFTConfig
+from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
+from .diffusion_trainer import (
+    EVALUATION_STEP,
+    FIXED_OPTIONS,
+    DiffusionOptions,
+    DiffusionTrainer,
+    check_model,
+    option,
+    pad_id_of,
+    register_auto_classes,
+)
+from .loss import LOSS_NORMALIZATIONS
 from .sft_data import (
-    COLUMNS,
     check_conversations,
     check_dataset,
     check_tokenizer,
@@ -27,6 +31,116 @@ from .sft_data import (
     number_examples,
     pack_examples,
 )
+
+TURN_CHOICES = ("random", "all")
+# Fill up answers to the longest row of the optimizer step.
+FILL_BATCH = "batch"
+# Options of SFTConfig that cannot apply, with the only value that fits.
+SFT_FIXED_OPTIONS = {
+    "loss_type": ("nll", "other losses shift the labels; `loss_normalization` chooses what is averaged"),
+    "padding_free": (False, "rows are padded; `packing` avoids it"),
+    "packing_strategy": ("bfd", "other strategies cut documents apart"),
+    "eval_packing": (False, "evaluation scores each example by itself"),
+    "pad_to_multiple_of": (None, "rows are padded to the longest one"),
+    "truncation_mode": ("keep_start", "a prompt without its beginning is another prompt"),
+    "dataset_kwargs": (None, "examples must be numbered, checked and cut"),
+    "pad_token": (None, "padding is neither seen nor scored"),
+    "router_aux_loss_coef": (None, "there are no experts"),
+}
+
+
+@dataclass
+class LLaDASFTConfig(DiffusionOptions, SFTConfig):
+    """Options of `LLaDASFTTrainer` and of `llada train sft`.
+
+    A batch is counted as in `TrainingArguments`: one optimizer step sees `per_device_train_batch_size` times
+    `gradient_accumulation_steps` times the number of processes rows; with `packing` a row holds several documents.
+
+    Only responses are learnt from: completions, and what an assistant says. `assistant_only_loss` and
+    `completion_only_loss` are therefore unset; True is accepted, and TRL then insists on such data.
+
+    Raises:
+        ValueError: if an option is out of range, contradicts another one, or cannot apply to this objective.
+
+    Source: the defaults are the recipe of LLaDA (arXiv:2502.09992), section 2.3 and appendix B.1. `min_lr_ratio` also
+    holds before warm-up, where the paper begins at 0.
+    Not handled: streaming data sets, images.
+    """
+
+    fixed_options: ClassVar[dict] = FIXED_OPTIONS | SFT_FIXED_OPTIONS
+
+    loss_normalization: str = option(
+        "answer",
+        "What the loss is divided by. answer: each answer's length, then the number of rows, as in the "
+        "paper. token: the answer tokens of the whole optimizer step.",
+    )
+    # A number may also be an int; parsers of dataclasses would take nothing else if the type said so.
+    eos_fill: str = option(
+        FILL_BATCH,
+        "End-of-text tokens after an answer, which are learnt. batch: up to the longest row of the "
+        "optimizer step, as in the paper. A number: so many beyond the first. Evaluation with batch has one.",
+    )
+    turns: str = option(
+        "random",
+        "Turns of a conversation that are learnt. random: one, drawn anew each time, with the history as "
+        "its prompt, as in the paper. all: every assistant turn at once.",
+    )
+
+    # Fields of SFTConfig with another default here.
+    max_length: Optional[int] = option(
+        None, "Longest row in tokens; answers are cut there. Unset: the model's max_sequence_length."
+    )
+    eval_packing: Optional[bool] = option(False, "Not supported: evaluation is never packed.")
+    assistant_only_loss: Optional[bool] = option(
+        None, "Conversations are always learnt on the assistant's turns alone."
+    )
+    bf16: Optional[bool] = option(
+        None, "Compute in bfloat16. Unset: where there is an accelerator, unless fp16 is set."
+    )
+    learning_rate: float = option(2.5e-5, "Highest learning rate.")
+    warmup_steps: float = option(
+        50, "Steps of the rising phase: a number, or a fraction of all steps if below 1; at most half of the training."
+    )
+    min_lr_ratio: float = option(0.1, "Learning rate before warm-up and at the end, as a share of the highest.")
+    num_train_epochs: float = option(3.0, "Passes over the data, unless `max_steps` is set.")
+
+    def __post_init__(self) -> None:
+        # Elsewhere TRL turns it on; most CPUs emulate it.
+        if self.bf16 is None and not torch.accelerator.is_available():
+            self.bf16 = False
+        super().__post_init__()
+        self._check_responses()
+
+    @property
+    def num_extra_eos(self) -> Optional[int]:
+        """End-of-text tokens beyond the first; None fills up to the longest row of the optimizer step."""
+        return None if self.eos_fill == FILL_BATCH else int(self.eos_fill)
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Number of warm-up steps, at most half of the training; a value below 1 is a fraction of it."""
+        return min(super().get_warmup_steps(num_training_steps), num_training_steps // 2)
+
+    def _check_responses(self) -> None:
+        for name, choices in (("loss_normalization", LOSS_NORMALIZATIONS), ("turns", TURN_CHOICES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.eos_fill != FILL_BATCH and not str(self.eos_fill).isdecimal():
+            raise ValueError(
+                f"`eos_fill` must be batch or a number of at least 0, got {self.eos_fill!r}; 0 adds one EOS alone."
+            )
+        for name in ("assistant_only_loss", "completion_only_loss"):
+            if getattr(self, name) is False:
+                raise ValueError(
+                    f"`{name}` must not be False (prompts are never masked), got False; leave it out, or give "
+                    "the whole text in the column `text` to learn from all of it."
+                )
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"`max_length` must be at least 2, got {self.max_length}; leave it out.")
+        if self.packing and self.num_extra_eos is None:
+            raise ValueError(
+                "`eos_fill` must be a number with `packing`, which has no rows to fill up, got 'batch'; "
+                "pass eos_fill=0 for one EOS after each answer."
+            )
 
 
 class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
@@ -47,9 +161,9 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             `compute_loss_func`, `preprocess_logits_for_metrics` and `data_collator` do not apply.
 
     Raises:
-        ValueError: for a model without a mask token or that is no LLaDA, a tokenizer without EOS, a chat template
-            that marks no responses, data without responses or with the mask token, attention that cannot keep packed
-            documents apart, and options that cannot apply.
+        ValueError: for a model that is not a LLaDA model or has no mask token, a tokenizer without EOS, a chat
+            template that marks no responses, data without responses or with the mask token, attention that cannot keep
+            packed documents apart, and options that cannot apply.
 
     Source: LLaDA (arXiv:2502.09992), section 2.3, appendix B.1 and algorithm 2.
     """
@@ -127,44 +241,25 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             finished = finished.shuffle(seed=args.seed)
         return pack_examples(finished, self._max_length, 1 + args.num_extra_eos) if packing else finished
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = COLUMNS
-
-    # What happens to rows before they are masked
-
-    def _settle_training_rows(self, batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Draw each row's turn, then add end-of-text tokens."""
-        args = self.args
+    def _prepare_rows(self, batches: list[dict[str, Tensor]], seed: int, step: int) -> list[dict[str, Tensor]]:
+        """Draw each row's turn, then add end-of-text tokens: in evaluation as many as depend on the example alone."""
+        args, longest = self.args, 0
         if args.turns == "random":
-            batches = [draw_turns(batch, args.seed, self.state.global_step, self._pad_token_id) for batch in batches]
-        longest = self._longest_row_of_step(batches) if args.num_extra_eos is None else 0
-        return [self._fill(batch, args.num_extra_eos, longest) for batch in batches]
-
-    def _settle_evaluation_rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same, with draws and a number of end-of-text tokens that depend on the example alone."""
-        if self.args.turns == "random":
-            batch = draw_turns(batch, EVALUATION_SEED, EVALUATION_STEP, self._pad_token_id)
-        return self._fill(batch, self.args.num_extra_eos or 0, 0)
-
-    def _fill(self, batch: dict[str, Tensor], num_extra: Optional[int], longest: int) -> dict[str, Tensor]:
-        lengths = lengths_with_eos(batch, num_extra, self._max_length, longest)
-        return fill_with_eos(batch, lengths, self.processing_class.eos_token_id, self._pad_token_id)
+            batches = [draw_turns(batch, seed, step, self._pad_token_id) for batch in batches]
+        if args.num_extra_eos is None and step != EVALUATION_STEP:
+            longest = self._longest_row_of_step(batches)
+        filled = []
+        for batch in batches:
+            lengths = lengths_with_eos(batch, self._max_length, args.num_extra_eos or 0, longest)
+            filled.append(set_lengths(batch, lengths, self._pad_token_id, self.processing_class.eos_token_id))
+        return filled
 
     def _longest_row_of_step(self, batches: list[dict[str, Tensor]]) -> int:
         """Tokens of the longest row with one EOS, over accumulation and processes."""
-        lengths = [lengths_with_eos(batch, 0, self._max_length).max() for batch in batches]
-        longest = torch.stack(lengths).max().reshape(1) if lengths else torch.zeros(1, dtype=torch.long)
-        return int(self.accelerator.gather(longest.to(self.accelerator.device)).max())
-
-    # Forward
-
-    def _model_inputs(self, noisy: NoisyBatch, inputs: dict[str, Tensor], num_draws: int) -> dict[str, Any]:
-        """As for every trainer, but packed documents move into their rows."""
-        if "packed_row" not in inputs:
-            return super()._model_inputs(noisy, inputs, num_draws)
-        row = inputs["packed_row"]
-        rows = torch.cat([row + draw * (row[-1] + 1) for draw in range(num_draws)])
-        return pack_rows(noisy.input_ids, noisy.is_masked, row_lengths(inputs).repeat(num_draws), rows)
+        longest = torch.zeros(1, dtype=torch.long, device=self.accelerator.device)
+        for batch in batches:
+            longest = torch.maximum(longest, lengths_with_eos(batch, self._max_length).max().to(longest.device))
+        return int(self.accelerator.gather(longest).max())
 
 
 def _complete_args(model: Any, args: Any) -> LLaDASFTConfig:

@@ -11,10 +11,9 @@ from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 
 from .adapters import AdapterOptions, merge_adapter
 from .command import load_tokenizer, parse_options, report_start, run_training, save_model
-from .sft import LLaDASFTTrainer
-from .sft_config import LLaDASFTConfig
+from .data import load_examples
+from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
-from .sft_sources import load_examples
 
 COMMAND = "llada train sft"
 DESCRIPTION = (

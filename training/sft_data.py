@@ -3,8 +3,8 @@
 TRL tokenises and labels the data (-100 outside responses); this file does what comes before and after.
 """
 
+import bisect
 import warnings
-from collections.abc import Iterable
 from typing import Any, Optional
 
 import numpy as np
@@ -12,10 +12,10 @@ from datasets import Dataset
 from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import is_conversational, is_conversational_from_value
 
+from .batch import COLUMNS
+from .data import check_ids
 from .noise import IGNORE_INDEX
-from .packing import best_fit
 
-COLUMNS = ["input_ids", "labels", "example_id", "is_cut"]
 # Packed rows laid out at once.
 PACK_BATCH = 1000
 
@@ -108,16 +108,21 @@ def finish_examples(
     Raises:
         ValueError: if a row holds the mask token or an id that the model does not have, or no row has a response left.
     """
-    limits = {"max_length": max_length, "eos_token_id": eos_token_id}
     finished = dataset.map(
         _finish,
         remove_columns=[column for column in dataset.column_names if column not in COLUMNS],
         num_proc=num_proc,
-        fn_kwargs=limits | {"mask_token_id": mask_token_id, "vocab_size": vocab_size},
+        fn_kwargs={
+            "max_length": max_length,
+            "eos_token_id": eos_token_id,
+            "mask_token_id": mask_token_id,
+            "vocab_size": vocab_size,
+        },
         desc=f"Cutting {name} data to {max_length} tokens",
     )
     kept = finished.filter(lambda ids: len(ids) > 0, input_columns="input_ids", num_proc=num_proc)
-    _report_left_out(finished, len(finished) - len(kept), name, max_length)
+    if len(kept) < len(finished):
+        _report_left_out(finished, len(finished) - len(kept), name, max_length)
     return kept
 
 
@@ -147,48 +152,48 @@ def pack_examples(dataset: Dataset, capacity: int, num_eos: int) -> Dataset:
     )
 
 
+def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Share documents over rows: the longest first, each into the fullest row that still has room.
+
+    Args:
+        lengths: tokens of each document, at most `capacity`.
+        capacity: tokens of a row.
+
+    Returns:
+        The documents of each row, as indices into `lengths`.
+    """
+    rows: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # (room left, row), ascending
+    for document in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        place = bisect.bisect_left(spaces, (lengths[document], -1))
+        if place == len(spaces):
+            spaces.append((capacity, len(rows)))
+            rows.append([])
+        room, row = spaces.pop(place)
+        rows[row].append(document)
+        bisect.insort(spaces, (room - lengths[document], row))
+    return rows
+
+
 def _finish(example: dict, max_length: int, eos_token_id: int, mask_token_id: int, vocab_size: int) -> dict:
     ids, labels = example["input_ids"], example["labels"]
-    if mask_token_id in ids:
-        raise ValueError(
-            f"Example {example['example_id']} must not hold the mask token (id {mask_token_id}), which stands for "
-            "hidden text; remove it from the text."
-        )
-    if ids and max(ids) >= vocab_size:
-        raise ValueError(
-            f"Token ids must be below the model's `embedding_size` ({vocab_size}), got {max(ids)} in example "
-            f"{example['example_id']}; use the model's own `tokenizer`."
-        )
+    check_ids(ids, f"example {example['example_id']}", mask_token_id, vocab_size)
     if ids and ids[-1] == eos_token_id:
         ids, labels = ids[:-1], labels[:-1]
-    end = _end_of_responses(labels[:max_length])
+    end = max((place + 1 for place, label in enumerate(labels[:max_length]) if label != IGNORE_INDEX), default=0)
     is_cut = end < len(labels) and labels[end] != IGNORE_INDEX
     return {"input_ids": ids[:end], "labels": labels[:end], "is_cut": is_cut}
 
 
-def _end_of_responses(labels: list[int]) -> int:
-    """Number of tokens up to the last one of a response; 0 if there is none."""
-    for end in range(len(labels), 0, -1):
-        if labels[end - 1] != IGNORE_INDEX:
-            return end
-    return 0
-
-
 def _report_left_out(finished: Dataset, num_left_out: int, name: str, max_length: int) -> None:
-    if not num_left_out:
-        return
-    first = _first_without_response(zip(finished["example_id"], finished["input_ids"]))
+    first = next(number for number, ids in zip(finished["example_id"], finished["input_ids"]) if not ids)
     message = (
         f"{num_left_out} of {len(finished)} examples of the {name} data have no response tokens left within "
         f"`max_length` ({max_length}), the first is example {first}"
     )
     if num_left_out == len(finished):
         raise ValueError(f"{message}; raise `max_length`, or shorten the prompts.")
-    warnings.warn(f"{message}; they are left out.", stacklevel=2)
-
-
-def _first_without_response(rows: Iterable[tuple[int, list[int]]]) -> int:
-    return next(example_id for example_id, ids in rows if not ids)
+    warnings.warn(f"{message}; they are left out.", stacklevel=3)
 
 
 def _gather(batch: dict, dataset: Dataset) -> dict:

@@ -63,7 +63,9 @@ def test_json_lines_text_files_and_saved_data_sets_give_their_documents(tmp_path
 
 
 def test_a_mask_token_in_the_text_is_refused_and_the_document_named(tokenizer):
-    with pytest.raises(ValueError, match=r"Document 2 must not hold the mask token \(id 488\).*before <\|mdm_mask\|>"):
+    with pytest.raises(
+        ValueError, match=r"must not hold the mask token \(id 488\).*, got it in document 2, .*before <\|mdm_mask\|>"
+    ):
         pack(["a", "b", "before <|mdm_mask|> after"], tokenizer)
 
 
@@ -89,13 +91,13 @@ def test_documents_without_a_token_are_refused(tokenizer):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.jsonl", None, "must name existing files, got .*none.jsonl"),
+        ("none.jsonl", None, "must name existing files, got .*none.jsonl', which does not exist"),
         ("empty.jsonl", "\n \n", "must hold at least one document, got an empty file"),
         ("broken.jsonl", '{"text": "a"\n', "must hold one JSON object per line, got: JSON parse error"),
         ("table.csv", "a,b\n", "must end in .txt, .jsonl, .json, got .*table.csv"),
         ("other.jsonl", '{"body": "x"}\n', r"`text_column` must be a column of .* \(body\), got 'text'"),
         ("number.jsonl", '{"text": 3}\n', "`text_column` must hold text, got int64"),
-        ("gap.jsonl", '{"text": "x"}\n{"text": null}\n', "Every document must have a text, got none in row 1"),
+        ("gap.jsonl", '{"text": "x"}\n{"text": null}\n', "Every row must have a `text`, got none in row 1"),
     ],
 )
 def test_bad_files_are_refused_with_their_names(tmp_path, name, content, message):

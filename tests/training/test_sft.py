@@ -6,6 +6,7 @@ import transformers
 from datasets import Dataset
 
 from llada_training import LLaDASFTTrainer, draw_noise, training_noise_levels
+from llada_training.batch import padding_mask
 
 # transformers 4 rounds the losses that it logs to four places.
 LOG_PRECISION = 1e-5 if int(transformers.__version__.split(".")[0]) > 4 else 2e-4
@@ -186,7 +187,7 @@ def test_several_draws_are_averaged(make_sft_trainer, make_model):
     model, losses = make_model(max_sequence_length=160), []
     for draw in range(3):
         rows = slice(24 * draw, 24 * draw + 24)
-        logits = model(noisy.input_ids[rows], inputs.get("attention_mask")).logits
+        logits = model(noisy.input_ids[rows], padding_mask(inputs["lengths"], inputs["input_ids"].shape[1])).logits
         token_losses = torch.nn.functional.cross_entropy(logits.mT, inputs["input_ids"], reduction="none")
         sums = (token_losses * noisy.is_masked[rows]).sum(-1) * noisy.weights[rows]
         losses.append((sums / (inputs["labels"] != -100).sum(-1)).mean().item())

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llada_training import merge_adapter, sft_main
 from llada_training.adapters import AdapterOptions
+from llada_training.data import load_examples
 from llada_training.sft_command import parse_sft
-from llada_training.sft_sources import load_examples
 from modeling_llada import LLaDAModelLM
 
 from .conftest import CHECKPOINTS
@@ -209,7 +209,7 @@ def test_data_of_no_format_or_of_several_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must have the same columns, got text in .*; prompt, completion in .*pair"):
         load_examples(files)
     gap = write_lines(tmp_path / "gap.jsonl", [pair, {"prompt": "a"}])
-    with pytest.raises(ValueError, match=r"Every example must have a `completion`, got none in row 1 of .*gap\.jsonl"):
+    with pytest.raises(ValueError, match=r"Every row must have a `completion`, got none in row 1 of .*gap\.jsonl"):
         load_examples([gap])
 
 

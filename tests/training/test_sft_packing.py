@@ -5,8 +5,8 @@ import torch
 from datasets import Dataset
 
 from llada_training import LLaDACollator
-from llada_training.packing import best_fit, check_attention, pack_rows
-from llada_training.sft_data import pack_examples
+from llada_training.batch import check_attention, pack_rows
+from llada_training.sft_data import best_fit, pack_examples
 
 ROWS = [
     {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "example_id": 3, "is_cut": False},
@@ -46,6 +46,7 @@ def test_packed_documents_are_collated_as_rows():
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4], [8, 9, 0, 0], [5, 6, 7, 0]]
     assert batch["example_id"].tolist() == [2, 0, 3]
     assert batch["is_cut"].tolist() == [False, True, False]
+    assert batch["lengths"].tolist() == [4, 2, 3]
     assert batch["packed_row"].tolist() == [0, 0, 1]
 
 

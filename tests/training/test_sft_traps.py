@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from llada_core.diffusion import low_discrepancy_noise_levels
 from llada_training import register_auto_classes
-from llada_training.collator import row_lengths
 from modeling_llada import LLaDAModelLM
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
@@ -130,10 +129,10 @@ def test_a_missing_pad_token_becomes_eos_on_tokenizer_and_model(make_sft_trainer
 def test_chats_end_with_eos_and_truncated_answers_do_not(make_sft_trainer, chats):
     trainer = make_sft_trainer(train_dataset=chats, turns="all", max_length=64)
     batch = trainer.data_collator(list(trainer.train_dataset))
-    (settled,) = trainer._settle_training_rows([batch])
+    ((settled,), _) = trainer.get_batch_samples(iter([batch]), 1, batch["input_ids"].device)
     cut = settled["is_cut"]
     assert 0 < cut.sum() < len(cut)
-    lengths = row_lengths(settled)
+    lengths = settled["lengths"]
     assert (lengths <= 64).all()
     for row, length in enumerate(lengths.tolist()):
         is_eos = settled["input_ids"][row, :length] == 481
