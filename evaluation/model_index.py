@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
-from .records import EvaluationRecord
+from llada_core.records import EvaluationRecord
 
 CARD_NAME = "README.md"
 TASK_TYPE = "text-generation"
