@@ -157,7 +157,9 @@ def read_records(path: str | Path) -> list[EvaluationRecord]:
         raise FileNotFoundError(f"`{path}` does not exist; name a record (*{SUFFIX}) or a folder of records.")
     files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
     if not files:
-        raise FileNotFoundError(f"The folder `{path}` holds no records (*{SUFFIX}); name an evaluation's output folder.")
+        raise FileNotFoundError(
+            f"The folder `{path}` holds no records (*{SUFFIX}); name an evaluation's output folder."
+        )
     return [read_record(file) for file in files]
 
 

@@ -3,10 +3,9 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from llada_evaluation.model_index import model_index, write_model_index
 from llada_core.records import Score
-
-from ..core.test_records import make_record
+from llada_evaluation.model_index import model_index, write_model_index
+from tests.score_records import make_record
 
 TEXT = "# Title\r\n\n---\n\n  Trailing spaces   \nno newline at the end, é"
 HEAD = "---\nlicense: mit\ntags:\n- llada\n---\n"

@@ -158,7 +158,7 @@ def test_a_suite_that_disagrees_with_the_task_is_refused(options):
 
 
 def test_a_misspelt_argument_of_the_model_is_named(options):
-    with pytest.raises(ValueError, match=r"`mc_nun` is no argument of the model `llada`; did you mean `mc_num`\?"):
+    with pytest.raises(ValueError, match=r"Unknown argument `mc_nun` of the model `llada`; did you mean `mc_num`\?"):
         run_suite(one_task(), dataclasses.replace(options, arguments={"mc_nun": 3}))
 
 
