@@ -106,8 +106,8 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help="The other.", show_default=False)],
 ) -> None:
     """Show two evaluations side by side: differences with their standard errors, and which settings differ."""
+    from llada_core.records import read_records
     from llada_evaluation.compare import compare_records
-    from llada_evaluation.records import read_records
 
     from .scores import print_comparison
 
@@ -127,8 +127,8 @@ def card(
     ],
 ) -> None:
     """Write results into the metadata of a model's README.md; its text stays as it is."""
+    from llada_core.records import read_records
     from llada_evaluation.model_index import write_model_index
-    from llada_evaluation.records import read_records
 
     if len(paths) < 2:
         raise ValueError(f"`RECORD… DIR` must name a record and a model's folder, got {len(paths)} path.")

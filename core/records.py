@@ -58,7 +58,7 @@ class EvaluationRecord:
 
     Attributes:
         name: benchmark or experiment, e.g. MMLU.
-        model: `name` (folder's name or Hub id), `sha256` of its files (`digests.checkpoint_hash`) or None, `backend`, ….
+        model: `name` (folder's name or Hub id), `sha256` of its files (`checkpoint_hash`) or None, `backend`, ….
         settings: every option that decides the result, e.g. task, shots, method, length, steps; JSON values.
         results: metric to score; the first one stands for the benchmark where there is room for one.
         seed: of all randomness.

@@ -47,7 +47,7 @@ def test_without_arguments_everything_is_the_default():
         ({"step": 4}, "Unknown argument `step` of the model `llada`; did you mean `steps`?"),
         ({"mc_nun": 4}, "did you mean `mc_num`?"),
         ({"qqqqqq": 4}, "Unknown argument `qqqqqq` of the model `llada`; known ones: pretrained, .*mc_num"),
-        ({"freeze_prompt": True}, "`freeze_prompt` is no argument"),
+        ({"freeze_prompt": True}, "Unknown argument `freeze_prompt`"),
         ({"mc_num": 4, "num_samples": 4}, "`num_samples` was given in two spellings, one of them `num_samples`"),
         ({"max_new_tokens": 4, "gen_length": 4}, "`max_new_tokens` was given in two spellings"),
         ({"batch_size": "auto"}, "`batch_size` must be a whole number of at least 1, got 'auto'"),
