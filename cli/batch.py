@@ -63,7 +63,7 @@ def answer_file(
     checkpoint = load_with_notice(model_options, quiet or process.rank > 0)
     options = open_length(options)
     settings = describe_run(prompts, input_file, checkpoint, options, chat)
-    done = set() if overwrite else answers.find(settings)
+    done = {} if overwrite else answers.find(settings)
     share = prompts.lines[process.rank :: process.num_processes]
     waiting = [line for line in share if line.index not in done]
     began = time.perf_counter()
