@@ -167,7 +167,7 @@ def test_a_misspelt_argument_of_the_model_is_named(options):
         ({"backend": "vllm"}, r"`--backend` must be one of llada, hf, got 'vllm'"),
         ({"backend": "hf", "model": None}, r"`--model` must name a checkpoint with --backend hf, got none"),
         ({"limit": 0}, r"`--limit` must be at least 1, got 0"),
-        ({"arguments": {"seed": 4}}, r"`seed` is no option of --model-args here, got 4; pass --seed"),
+        ({"arguments": {"seed": 4}}, r"`seed` is not taken in --model-args here, got 4; pass --seed"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, fields, message):
