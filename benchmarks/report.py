@@ -12,12 +12,14 @@ from typing import Any
 import torch
 import transformers
 
+from llada_core.records import processor_name
+
 
 def machine() -> dict[str, Any]:
     """What a reader needs to place the numbers; the load of other programs before the run belongs to it."""
     return {
         "date": datetime.date.today().isoformat(),
-        "cpu": processor(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -26,14 +28,6 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def processor() -> str:
-    """The processor's name; Linux keeps it in a file."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def command() -> str:

@@ -1,48 +1,25 @@
 """`llada generate --input --output`: answers a file of prompts, with one process or several."""
 
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llada_core.digests import model_digest
 from llada_core.loading import Checkpoint
+from llada_core.processes import Processes
+from llada_core.resume import RecordFile
 from llada_core.tokenization import encode_chat
-from llada_evaluation import model_digest
 from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 
-from .answer_file import AnswerFile
 from .display import cut_at_stop
 from .generate import active_stop_ids, decode_answer, load_with_notice, open_length
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process among those that share the work, as torchrun and `accelerate launch` number them."""
-
-    rank: int
-    local_rank: int
-    num_processes: int
-
-    @classmethod
-    def from_environment(cls) -> "Process":
-        """Read the variables RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process."""
-        rank, num_processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-        return cls(rank, int(os.environ.get("LOCAL_RANK", rank)), num_processes)
-
-    def device(self, name: str | None) -> str | None:
-        """Return the GPU of this process, unless the user named one or there is none."""
-        if self.num_processes == 1 or name not in (None, "cuda") or not torch.cuda.is_available():
-            return name
-        return f"cuda:{self.local_rank % torch.cuda.device_count()}"
 
 
 def answer_file(
@@ -61,7 +38,7 @@ def answer_file(
     Args:
         input_file: see `read_prompt_file`.
         output_file: gets a JSON line for every prompt: `index`, the prompt's line from 0; what the line held; `answer`,
-            `forward_passes`, `tokens`. See `answer_file.py` for the order and the other files.
+            `forward_passes`, `tokens`. See `llada_core.resume` for the order and the other files.
         model_options: arguments of `load_checkpoint`.
         options: options of `generate`, and `seed`: the prompt in line n (from 0) draws with seed + n.
         chat: put each `prompt` as a user's turn.
@@ -73,21 +50,20 @@ def answer_file(
         ValueError: for prompts and options that cannot be answered, and answers of another run.
         OSError: for files that cannot be read or written.
     """
-    process = Process.from_environment()
+    process = Processes()
     if overwrite and process.num_processes > 1:
         raise ValueError(
             "`--overwrite` works with one process only, since another may have begun already; delete "
             f"`{output_file}` and the files beside it that begin with its name instead."
         )
     prompts = read_prompt_file(input_file)
-    if output_file.exists() and output_file.samefile(input_file):
-        raise ValueError("`--output` is the file of `--input`; name another.")
-    answers = AnswerFile(output_file, process.rank)
-    model_options = {**model_options, "device": process.device(model_options.get("device"))}
+    _check_output(output_file, input_file)
+    answers = RecordFile(output_file, str(process.rank or ""), fields=("index", "answer"))
+    model_options = {**model_options, "device": process.own_device(model_options.get("device"))}
     checkpoint = load_with_notice(model_options, quiet or process.rank > 0)
     options = open_length(options)
     settings = describe_run(prompts, input_file, checkpoint, options, chat)
-    done = set() if overwrite else answers.find(settings)
+    done = {} if overwrite else answers.find(settings)
     share = prompts.lines[process.rank :: process.num_processes]
     waiting = [line for line in share if line.index not in done]
     began = time.perf_counter()
@@ -103,6 +79,15 @@ def answer_file(
     num_missing = answers.put_in_order([line.index for line in prompts.lines])
     if not quiet:
         _report(output_file, len(waiting), len(share), num_missing, time.perf_counter() - began)
+
+
+def _check_output(output_file: Path, input_file: Path) -> None:
+    if not output_file.resolve().parent.is_dir():
+        raise FileNotFoundError(f"There is no folder `{output_file.parent}`; make it, or name another `--output`.")
+    if output_file.is_dir():
+        raise ValueError(f"`--output` must be a file, but `{output_file}` is a folder; name another.")
+    if output_file.exists() and output_file.samefile(input_file):
+        raise ValueError("`--output` is the file of `--input`; name another.")
 
 
 def describe_run(
@@ -175,7 +160,7 @@ def _to_record(
     }
 
 
-def _progress(process: Process, quiet: bool) -> Progress:
+def _progress(process: Processes, quiet: bool) -> Progress:
     """Return the bar, which the first process shows for its own share."""
     share = "" if process.num_processes == 1 else f" (process 1 of {process.num_processes})"
     columns = (TextColumn("{task.description}" + share), BarColumn(), MofNCompleteColumn())

@@ -109,8 +109,8 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help="The other.", show_default=False)],
 ) -> None:
     """Show two evaluations side by side: differences with their standard errors, and which settings differ."""
+    from llada_core.records import read_records
     from llada_evaluation.compare import compare_records
-    from llada_evaluation.records import read_records
 
     from .scores import print_comparison
 
@@ -133,7 +133,7 @@ def card(
     from dataclasses import asdict
 
     from llada_core.card import record_results, write_results
-    from llada_evaluation.records import read_records
+    from llada_core.records import read_records
 
     if len(paths) < 2:
         raise ValueError(f"`RECORD… DIR` must name a record and a model's folder, got {len(paths)} path.")

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from llada_core.records import EvaluationRecord, Score
 from llada_evaluation.compare import Comparison
-from llada_evaluation.records import EvaluationRecord, Score
 
 # Values of settings longer than this are cut in tables; the records hold them whole.
 _LONGEST = 40

@@ -13,7 +13,7 @@ def attach(
 
     Args:
         package: the package's `__name__`.
-        homes: the package's files, without `.py`, with the public names that each holds.
+        homes: the package's files, without `.py`, or modules of other packages, with the public names of each.
         extra: of this distribution's extras the one that brings what the files import.
 
     Example:
@@ -29,7 +29,8 @@ def attach(
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         with requires_extra(extra, f"`{name}`"):
-            return getattr(import_module(f".{home_of[name]}", package), name)
+            home = home_of[name]
+            return getattr(import_module(home if "." in home else f".{home}", package), name)
 
     return get_attribute, lambda: sorted(home_of), list(home_of)
 

@@ -1,4 +1,4 @@
-"""Evaluation of LLaDA models: likelihood, lm-evaluation-harness, records of scores, experiments of the paper.
+"""Evaluation of LLaDA models: likelihood, lm-evaluation-harness, suites of benchmarks, comparison of scores.
 
 Importing this package makes the model `llada` known to lm-evaluation-harness, if that is installed.
 """
@@ -11,10 +11,10 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "confidence_order": ["matches_greedy_decoding", "score_in_confidence_order"],
-        "digest": ["model_digest"],
         "harness": ["LLaDAHarnessModel"],
         "likelihood": ["LikelihoodEstimate", "LikelihoodOptions", "estimate_log_likelihoods"],
-        "records": ["EvaluationRecord", "checkpoint_hash", "environment", "read_record", "write_record"],
+        "llada_core.digests": ["checkpoint_hash", "model_digest"],
+        "llada_core.records": ["EvaluationRecord", "environment", "read_record", "write_record"],
     },
     extra="eval",
 )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .records import EvaluationRecord, Score
+from llada_core.records import EvaluationRecord, Score
 
 
 class ScoreDifference(NamedTuple):

@@ -11,9 +11,9 @@ from torch import Tensor
 from modeling_llada.prepacking_llada import prepacked_weights
 from modeling_llada.unmasking_llada import Proposer, most_confident
 
-from .likelihood import LikelihoodOptions
-from .likelihood_batches import (
+from .likelihood import (
     Batch,
+    LikelihoodOptions,
     MaskedCopies,
     Pair,
     batch_budget,

@@ -1,28 +1,63 @@
 """LLaDA as a model of lm-evaluation-harness: `--model llada --model_args pretrained=…,mc_num=128,steps=256`.
 
-The harness knows no plug-ins. Importing `llada_evaluation` adds the model to its registry, so `llada evaluate` and
+The harness has no plug-ins. Importing `llada_evaluation` adds the model to its registry, so `llada evaluate` and
 `python -m llada_evaluation …`, which takes the arguments of `lm_eval`, know it; a bare `lm_eval` does not.
 """
 
 import dataclasses
 import json
 import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
 
+from llada_core.digests import json_digest, model_digest
 from llada_core.loading import Checkpoint, load_checkpoint
-from modeling_llada import LLaDAGenerationConfig
+from llada_core.processes import Processes
+from modeling_llada import LLaDAGenerationConfig, generate_many
+from modeling_llada.generation_config_llada import DEFAULTS
 
-from .data_parallel import Processes
-from .digest import model_digest
-from .harness_options import HarnessOptions, read_arguments
-from .harness_requests import Ids, Truncation, repeat_numbers, rolling_windows, settle_request, stands_alone
-from .harness_work import Pair, Worker, options_of
+from .confidence_order import matches_greedy_decoding, score_in_confidence_order
+from .harness_options import HarnessOptions, read_arguments, read_task_options
+from .likelihood import estimate_log_likelihoods
+from .result_cache import Job, ResultCache, run_jobs
 
 logger = logging.getLogger(__name__)
+
+# Pairs that are scored, and batches of prompts that are answered, between two writes to the result cache.
+PAIRS_PER_GROUP = 64
+BATCHES_PER_GROUP = 4
+
+Ids = tuple[int, ...]
+Pair = tuple[Ids, Ids]
+Progress = Callable[[int], Any]
+
+
+@dataclasses.dataclass
+class Truncation:
+    """Cuts what is too long from the left, and counts it.
+
+    Attributes:
+        num_requests: texts that were cut.
+        num_tokens: tokens that they lost.
+    """
+
+    num_requests: int = 0
+    num_tokens: int = 0
+
+    def fit(self, ids: Sequence[int], room: int) -> Ids:
+        """Return the last `room` ids at most."""
+        num_lost = max(0, len(ids) - room)
+        self.num_requests += num_lost > 0
+        self.num_tokens += num_lost
+        return tuple(ids[num_lost:])
 
 
 class LLaDAHarnessModel(TemplateLM):
@@ -34,7 +69,7 @@ class LLaDAHarnessModel(TemplateLM):
     Args:
         pretrained: folder or Hub id, unset for the bundled model; or a model, with its `tokenizer`.
         arguments: fields of `HarnessOptions` and `LikelihoodOptions` and options of `LLaDAGenerationConfig`. Options of
-            generation that are named here come before a task's `generation_kwargs`; a warning names what is not used.
+            generation that are named here override a task's `generation_kwargs`; a warning names what is not used.
 
     Raises:
         ValueError: for arguments that are unknown, out of range or contradict each other, and a checkpoint that cannot
@@ -55,15 +90,16 @@ class LLaDAHarnessModel(TemplateLM):
     def __init__(self, pretrained: Any = None, **arguments: Any):
         super().__init__()
         self.options: HarnessOptions = read_arguments({"pretrained": pretrained, **arguments})
-        self.processes = Processes(self.options.device)
+        self.processes = Processes()
         self._rank, self._world_size = self.processes.rank, self.processes.num_processes
+        self._own_device = self.processes.connect(choose_device(self.options.device))
         checkpoint = self._load()
         self.model, self.tokenizer = checkpoint.model, checkpoint.tokenizer
         self._device = self.model.device
         self._max_length = self.options.longest_text(self.model.config.max_sequence_length)
         self.generation_config = checkpoint.options.updated(**self.options.generation).completed(self.model.config)
         self.num_truncated: dict[str, int] = {}
-        self._worker = Worker(self.model, self.tokenizer, self.options, self._rank)
+        self._cache = ResultCache(self.options.result_cache, self._rank)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score continuations of contexts.
@@ -119,9 +155,9 @@ class LLaDAHarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Score encoded pairs; `checks` tells of each whether it is compared with greedy decoding, default not."""
         pairs: list[Pair] = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
-        scores = self._worker.score(pairs, disable_tqdm)
+        scores = self._score(pairs, disable_tqdm)
         checked = [pair for pair, is_checked in zip(pairs, options.get("checks", ())) if is_checked]
-        is_greedy = dict(zip(checked, self._worker.check_greedy(checked, disable_tqdm)))
+        is_greedy = dict(zip(checked, self._check_greedy(checked, disable_tqdm)))
         return [(score, is_greedy.get(pair, False)) for score, pair in zip(scores, pairs)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -139,17 +175,11 @@ class LLaDAHarnessModel(TemplateLM):
             kinds.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
         lost, repeats, answers = Truncation(), repeat_numbers(requests), dict[int, str]()
         for indexes in kinds.values():
-            until, config = self._settle_request(requests[indexes[0]].args[1])
+            until, config = self._prepare_request(requests[indexes[0]].args[1])
             chosen = _distinct([requests[index] for index in indexes])
             prompts = {number: self._encode_prompt(request, config, lost) for number, request in chosen.items()}
-            texts = self._worker.answer(
-                [prompts[id(requests[index])] for index in indexes],
-                [repeats[index] for index in indexes],
-                config,
-                until,
-                disable_tqdm,
-            )
-            answers.update(zip(indexes, texts))
+            work = [(prompts[id(requests[index])], repeats[index]) for index in indexes]
+            answers.update(zip(indexes, self._answer(work, config, until, disable_tqdm)))
         self._report("generate_until", lost)
         return [answers[index] for index in range(len(requests))]
 
@@ -242,15 +272,15 @@ class LLaDAHarnessModel(TemplateLM):
         options = self.options
         if options.tokenizer is not None:
             return Checkpoint.of(options.pretrained, options.tokenizer)
-        return load_checkpoint(options.pretrained, self.processes.device, options.dtype, options.revision)
+        return load_checkpoint(options.pretrained, self._own_device, options.dtype, options.revision)
 
-    def _settle_request(self, generation_kwargs: dict[str, Any]) -> tuple[list[str], LLaDAGenerationConfig]:
+    def _prepare_request(self, generation_kwargs: dict[str, Any]) -> tuple[list[str], LLaDAGenerationConfig]:
         """Return the strings that end an answer, and the options of a task with those of the arguments."""
-        until, options, unused = settle_request(generation_kwargs, self.options.generation)
+        until, options, unused = read_task_options(generation_kwargs, self.options.generation)
         if unused and self.rank == 0:
             logger.warning(
-                "These of the task's `generation_kwargs` are not used, because the model's arguments come before them "
-                "or masked diffusion has no such option: %s.",
+                "These of the task's `generation_kwargs` are not used, because the model's arguments override them or "
+                "masked diffusion has no such option: %s.",
                 ", ".join(f"{name}={generation_kwargs.get(name)!r}" for name in unused),
             )
         config: Any = self.generation_config.updated(**options)
@@ -281,13 +311,13 @@ class LLaDAHarnessModel(TemplateLM):
         if canvas >= self.max_length:
             raise ValueError(
                 f"`max_new_tokens` must leave room for a prompt in the model's {self.max_length} tokens, got {canvas} "
-                f"for the task `{request.task_name}`; pass a smaller `max_new_tokens`, which comes before the task's."
+                f"for the task `{request.task_name}`; pass a smaller `max_new_tokens`, which overrides the task's."
             )
         return lost.fit(self.tok_encode(request.args[0]) or [self.prefix_token_id], self.max_length - canvas)
 
     def _report(self, kind: str, lost: Truncation) -> None:
         """Add up over the processes what was cut off, and say so once."""
-        num_requests, num_tokens = self.processes.sum([lost.num_requests, lost.num_tokens])
+        num_requests, num_tokens = self.processes.sum([lost.num_requests, lost.num_tokens], self._own_device)
         self.num_truncated[kind] = self.num_truncated.get(kind, 0) + num_requests
         if num_requests and self.rank == 0:
             logger.warning(
@@ -298,6 +328,159 @@ class LLaDAHarnessModel(TemplateLM):
                 self.max_length,
                 num_tokens,
             )
+
+    def _score(self, pairs: Sequence[Pair], quiet: bool) -> list[float]:
+        """Score continuations by what `scoring` says, nats."""
+        options = self.options.likelihood
+        if self.options.scoring == "confidence_order":
+
+            def score(work: list[Pair], progress: Progress) -> list[float]:
+                limits = {"cfg_scale": options.cfg_scale, "max_batch_tokens": options.max_batch_tokens}
+                return score_in_confidence_order(self.model, work, **limits, progress=progress)
+
+            return self._score_pairs("confidence_order", {"cfg_scale": options.cfg_scale}, pairs, score, quiet)
+
+        def estimate(work: list[Pair], progress: Progress) -> list[list[float]]:
+            return [list(found) for found in estimate_log_likelihoods(self.model, work, options, progress)]
+
+        decides = dataclasses.asdict(options)
+        del decides["max_batch_tokens"]
+        return [found[0] for found in self._score_pairs("likelihood", decides, pairs, estimate, quiet)]
+
+    def _check_greedy(self, pairs: Sequence[Pair], quiet: bool) -> list[bool]:
+        """Find out whether greedy decoding gives each continuation."""
+        cfg_scale, max_batch_tokens = self.options.likelihood.cfg_scale, self.options.likelihood.max_batch_tokens
+
+        def check(work: list[Pair], progress: Progress) -> list[bool]:
+            return matches_greedy_decoding(self.model, work, cfg_scale, max_batch_tokens, progress)
+
+        return self._score_pairs("greedy_check", {"cfg_scale": cfg_scale}, pairs, check, quiet)
+
+    def _score_pairs(
+        self, kind: str, decides: dict[str, Any], pairs: Sequence[Pair], compute: Callable[..., list[Any]], quiet: bool
+    ) -> list[Any]:
+        """Compute something of pairs, which the options in `decides` decide."""
+        settings = self._identity() | decides
+        jobs = [Job(json_digest([kind, settings, pair]), len(pair[0]) + len(pair[1]), pair) for pair in pairs]
+        return self._run(f"Scoring ({kind})", jobs, compute, PAIRS_PER_GROUP, quiet)
+
+    def _answer(
+        self, prompts: Sequence[tuple[Ids, int]], config: LLaDAGenerationConfig, until: Sequence[str], quiet: bool
+    ) -> list[str]:
+        """Answer prompts, several at a time.
+
+        Args:
+            prompts: token ids, and the number of each among its repeats, which draw differently if anything is drawn.
+            config: complete options.
+            until: strings that end an answer.
+            quiet: show no progress.
+
+        Returns:
+            The texts, without what ended them and without special tokens.
+        """
+        draws, seed = config.samples or config.remasking == "random", self.options.seed
+        settings = self._identity() | {"generation": options_of(config), "until": list(until), "seed": seed}
+        jobs = []
+        for ids, number in prompts:
+            repeat = number if draws else 0
+            key = json_digest(["answer", settings, [ids, repeat]])
+            jobs.append(Job(key, len(ids), (ids, draw_seed(seed, ids, repeat))))
+
+        def generate(work: list[Any], progress: Progress) -> list[str]:
+            texts = [""] * len(work)
+            ids, seeds = zip(*work)
+            for found in generate_many(self.model, ids, self.batch_size, config, seeds):
+                texts[found.index] = self._decode(found.ids, config, until)
+                progress(1)
+            return texts
+
+        return self._run("Answering", jobs, generate, BATCHES_PER_GROUP * self.batch_size, quiet)
+
+    def _run(
+        self, title: str, jobs: list[Job], compute: Callable[..., list[Any]], group_size: int, quiet: bool
+    ) -> list[Any]:
+        """Compute what the cache lacks; the first process shows progress."""
+        total = len({job.key for job in jobs})
+        with tqdm(total=total, desc=title, disable=quiet or self.rank > 0 or total == 0) as bar:
+            return run_jobs(jobs, compute, self._cache, group_size, bar.update)
+
+    def _identity(self) -> dict[str, Any]:
+        """Tell which model computes, and which code. Weights may have changed since the last call."""
+        return {"model": model_digest(self.model, self.tokenizer), "version": version("llada-hf")}
+
+    def _decode(self, ids: Sequence[int], config: LLaDAGenerationConfig, until: Sequence[str]) -> str:
+        """Return the text before the first token or string that ends it.
+
+        A tokenizer without an end-of-turn token spells it out.
+        """
+        ends = {*config.eos_token_ids, config.eot_token_id}
+        ends |= {n for n, token in self.tokenizer.added_tokens_decoder.items() if token.content in until}
+        end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cut_before(text, [*until, EOT_TOKEN])
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device `name`, or the best one; the CPU with a warning if it is a GPU that is not there."""
+    has_cuda = torch.cuda.is_available()
+    if name is not None and name.startswith("cuda") and not has_cuda:
+        logger.warning("`device` is %s, but no GPU is available; computing on the CPU.", name)
+        name = "cpu"
+    return torch.device(name or ("cuda" if has_cuda else "cpu"))
+
+
+def rolling_windows(ids: Sequence[int], prefix_id: int, max_length: int) -> list[tuple[Ids, Ids]]:
+    """Cut a text into windows whose continuations make up the whole text, each token in one of them.
+
+    Args:
+        ids: the text.
+        prefix_id: token that stands before the first window.
+        max_length: longest window, context and continuation, at least 2.
+
+    Returns:
+        Context and continuation of each window. The first context is `prefix_id`; others are what precedes the
+        continuation: one token, and in the last window as many as it has room for. Empty for an empty text.
+    """
+    # The harness counts what a causal model reads: everything but the last token.
+    windows = get_rolling_token_windows(list(ids), prefix_id, max_seq_len=max_length - 1, context_len=1)
+    return [(tuple(context), tuple(continuation)) for context, continuation in map(make_disjoint_window, windows)]
+
+
+def stands_alone(requests: Sequence[Any]) -> list[bool]:
+    """Tell for each request whether it is the only one of its question; its repeats do not count as others."""
+    distinct = {id(request): (request.task_name, request.doc_id) for request in requests}
+    sizes = Counter(distinct.values())
+    return [sizes[request.task_name, request.doc_id] == 1 for request in requests]
+
+
+def repeat_numbers(requests: Sequence[Any]) -> list[int]:
+    """Number the occurrences of each request, from 0.
+
+    The harness repeats a request that is to be answered several times. It also repeats the last one so that all
+    processes have equally many; those begin again at 0.
+    """
+    seen: Counter[int] = Counter()
+    numbers = []
+    for request in requests:
+        numbers.append(seen[id(request)] % (request.repeats or 1))
+        seen[id(request)] += 1
+    return numbers
+
+
+def cut_before(text: str, ends: Iterable[str]) -> str:
+    """Return `text` up to the first of `ends` in it."""
+    found = [text.find(end) for end in ends if end]
+    return text[: min((place for place in found if place >= 0), default=len(text))]
+
+
+def draw_seed(seed: int, ids: Sequence[int], repeat: int) -> int:
+    """Derive the seed of one answer's draws from the evaluation's seed, its prompt and the number of its repeat."""
+    return int(json_digest([seed, list(ids), repeat])[:14], 16)
+
+
+def options_of(config: LLaDAGenerationConfig) -> dict[str, Any]:
+    """Return all options, as JSON values."""
+    return {name: getattr(config, name) for name in DEFAULTS}
 
 
 def _distinct(requests: list[Instance]) -> dict[int, Instance]:

@@ -1,8 +1,9 @@
-"""The arguments of the harness's model `llada` (`--model_args`): what they are, and which part reads each."""
+"""The options of the harness's model `llada`: its arguments (`--model_args`), and what a task asks for beside them."""
 
 import dataclasses
 import difflib
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from modeling_llada.generation_config_llada import ALIASES as GENERATION_ALIASES
@@ -17,6 +18,10 @@ ALIASES = {"mc_num": "num_samples", **GENERATION_ALIASES}
 _NOT_TAKEN = ("max_length", "return_dict_in_generate", "output_history", "freeze_prompt")
 GENERATION_OPTIONS = tuple(name for name in DEFAULTS if name not in _NOT_TAKEN)
 _LIKELIHOOD = [field.name for field in dataclasses.fields(LikelihoodOptions)]
+# How tasks and other back ends spell the length of an answer; the first that is given counts.
+LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+# Options that only together say how tokens are drawn.
+_SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,9 @@ class HarnessOptions:
         tokenizer: the tokenizer of a `pretrained` that is a model.
         revision: branch, tag or commit on the Hub.
         dtype: auto (the checkpoint's), float32, bfloat16 or float16.
-        device: see `Processes`; a model given as an object stays where it is.
+        device: a torch device; None is the best one. Each of several processes takes its own GPU, unless this is the
+            CPU. A GPU that is not there is the CPU, with a warning: the harness's command names one by default. A model
+            given as an object stays where it is.
         batch_size: prompts that each process answers at once, at least 1. Likelihoods go by `max_batch_tokens`.
         max_length: longest context and answer in tokens, at least 2. None is the model's `max_sequence_length`.
         scoring: what `loglikelihood` returns: `likelihood`, or `confidence_order` (see `score_in_confidence_order`),
@@ -117,7 +124,45 @@ def read_arguments(arguments: dict[str, Any]) -> HarnessOptions:
     return HarnessOptions(**own, likelihood=LikelihoodOptions(**likelihood), generation=generation)
 
 
+def read_task_options(
+    generation_kwargs: dict[str, Any], named: Iterable[str]
+) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Translate a task's `generation_kwargs`.
+
+    Args:
+        generation_kwargs: as the task spells them.
+        named: options that the model's arguments name. They come before the task's; any of `do_sample`,
+            `temperature`, `top_p` and `top_k` comes before all four.
+
+    Returns:
+        The strings that end an answer; options of `LLaDAGenerationConfig`; and the names that are not used, because
+        the model's arguments come before them or because they mean nothing to masked diffusion.
+
+    Raises:
+        ValueError: for an `until` that is not text.
+    """
+    left = {name: value for name, value in generation_kwargs.items() if value is not None}
+    until = left.pop("until", [])
+    until = [until] if isinstance(until, str) else list(until)
+    if not all(isinstance(text, str) for text in until):
+        raise ValueError(f"`until` must be text or a list of texts, got {until!r}.")
+    named = set(named)
+    closed = named | set(_SAMPLING if named & set(_SAMPLING) else ())
+    lengths = [name for name in LENGTH_NAMES if name in left]
+    options: dict[str, Any] = {}
+    unused = lengths[1:]
+    for name in [name for name in left if name not in unused]:
+        target = "max_new_tokens" if name in lengths else GENERATION_ALIASES.get(name, name)
+        if target in closed or target in options or target not in GENERATION_OPTIONS:
+            unused.append(name)
+        else:
+            options[target] = left[name]
+    if options.get("do_sample"):
+        options.setdefault("temperature", 1.0)  # what transformers takes
+    return until, options, sorted(unused)
+
+
 def _describe_unknown(name: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean `{nearest[0]}`?" if nearest else f"known ones: {', '.join(known)}."
-    return f"`{name}` is no argument of the model `llada`; {hint}"
+    return f"Unknown argument `{name}` of the model `llada`; {hint}"

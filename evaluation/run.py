@@ -7,13 +7,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import snapshot_download
 from lm_eval import evaluate
+from lm_eval.api.model import CachingLM
+from lm_eval.api.registry import get_model
 from transformers import set_seed
 
-from .backends import Backend, load_backend
-from .harness_tasks import check_unsafe_code, dataset_of, find_tasks, load_tasks
-from .records import EvaluationRecord, Score, environment, utc_now, write_record
-from .suite import Benchmark, Suite
+from llada_core.digests import checkpoint_hash, json_digest
+from llada_core.records import EvaluationRecord, Score, environment, utc_now, write_record
+
+from .suite import Benchmark, Suite, check_unsafe_code, dataset_of, find_tasks, load_tasks
+
+BACKENDS = ("llada", "hf")
+# Where results of single requests are kept, in the output folder.
+CACHE_FOLDER = "cache"
 
 # The harness's choice of few-shot examples; the released commands leave it at this default.
 FEWSHOT_SEED = 1234
@@ -29,7 +37,7 @@ class RunOptions:
         output: folder of the records, and in `cache` of the requests' results, from which the same run goes on.
         model: folder or Hub id; None is the bundled model, with the back end `llada`.
         backend: `llada`, or `hf` for other causal models.
-        arguments: of the back end's model; they come before a suite's.
+        arguments: of the back end's model; they override a suite's.
         limit: questions of each task, the first ones; None is all.
         chat: put questions as a user's turn; None as the suite says.
         seed: of the model's draws and of tasks that shuffle.
@@ -49,7 +57,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if "seed" in self.arguments:
-            raise ValueError(f"`seed` is no option of --model-args here, got {self.arguments['seed']}; pass --seed.")
+            raise ValueError(f"`seed` is not taken in --model-args here, got {self.arguments['seed']}; pass --seed.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"`--limit` must be at least 1, got {self.limit}; leave it out for all questions.")
 
@@ -69,13 +77,13 @@ def run_suite(
 
     Raises:
         ValueError: for a task that does not exist, code that may not run, and arguments that make no sense.
-        OSError: for data or a checkpoint that is not at hand.
+        OSError: for data or a checkpoint that is not available.
     """
     suite, manager = find_tasks(suite, options.offline_data)
     check_unsafe_code(suite, manager, options.confirm_run_unsafe_code)
     tasks = load_tasks(suite, manager, options.seed)
     _check_methods(suite, tasks)
-    backend = load_backend(options.backend, options.model, options.arguments, options.output, options.seed)
+    backend = load_backend(options)
     records = []
     for row in suite.benchmarks:
         record = _run_benchmark(suite, row, tasks[row.name], dataset_of(manager, row.task), backend, options)
@@ -88,13 +96,103 @@ def run_suite(
     return records
 
 
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """A loaded model.
+
+    Attributes:
+        description: of `describe_model`.
+        has_published_scores: whether a suite's published scores are about such a model.
+        options: returns what decides a benchmark's result besides the model: the suite's options, and the arguments.
+        prepare: returns the model with those options, as the harness wants it; it keeps the results of requests on
+            disk.
+        generation_kwargs: returns what replaces a task's own `generation_kwargs`.
+    """
+
+    description: dict[str, Any]
+    has_published_scores: bool
+    options: Callable[[Benchmark], dict[str, Any]]
+    prepare: Callable[[Benchmark], Any]
+    generation_kwargs: Callable[[Benchmark], dict[str, Any]]
+
+
+def load_backend(options: RunOptions) -> Backend:
+    """Load the model, once for all benchmarks.
+
+    Raises:
+        ValueError: for an unknown back end or argument, and for `hf` without a model.
+        OSError: for a checkpoint that does not exist or cannot be reached.
+    """
+    if options.backend not in BACKENDS:
+        raise ValueError(f"`--backend` must be one of {', '.join(BACKENDS)}, got {options.backend!r}.")
+    return _load_llada(options) if options.backend == "llada" else _load_hf(options)
+
+
+def _load_llada(options: RunOptions) -> Backend:
+    """Load a LLaDA checkpoint; every benchmark's options go to `LLaDAHarnessModel`."""
+    arguments, model_of = options.arguments, get_model("llada")
+    common = {"result_cache": str(options.output / CACHE_FOLDER), "seed": options.seed}
+    first = model_of(pretrained=options.model, **common | arguments)
+    loaded = {"pretrained": first.model, "tokenizer": first.tokenizer}
+    return Backend(
+        description=describe_model(first.model.name_or_path, "llada", arguments.get("revision", "main")),
+        has_published_scores=True,
+        options=lambda row: row.options | arguments,
+        prepare=lambda row: model_of(**common | row.options | arguments | loaded),
+        # The model's arguments override a task's anyway.
+        generation_kwargs=lambda row: {},
+    )
+
+
+def _load_hf(options: RunOptions) -> Backend:
+    """Load any causal model of transformers by the harness's `hf`; of a benchmark's options only the length counts."""
+    if options.model is None:
+        raise ValueError("`--model` must name a checkpoint with --backend hf, got none.")
+    arguments, device = options.arguments, "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = get_model("hf")(pretrained=options.model, **{"device": device} | arguments)
+    description = describe_model(options.model, "hf", arguments.get("revision", "main"))
+    # The harness's cache knows requests only, not the model that answered them.
+    identity = json_digest([description, {name: str(value) for name, value in arguments.items()}])
+    model = CachingLM(loaded, str(options.output / CACHE_FOLDER / f"hf-{identity[:16]}-{loaded.rank}.db"))
+
+    def generation_kwargs(row: Benchmark) -> dict[str, Any]:
+        length = row.options.get("max_new_tokens")
+        return {} if length is None else {"max_gen_toks": length}
+
+    return Backend(
+        description=description,
+        has_published_scores=False,
+        options=lambda row: generation_kwargs(row) | arguments,
+        prepare=lambda row: model,
+        generation_kwargs=generation_kwargs,
+    )
+
+
+def describe_model(name: str, backend: str, revision: str) -> dict[str, Any]:
+    """Name a model for a record, without the folders above it.
+
+    Args:
+        name: folder or Hub id; one of the Hub was loaded before, so that its files are in the Hub's cache.
+        backend: one of `BACKENDS`.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        `name`, `sha256` (see `checkpoint_hash`), `backend`, and for a Hub id its `revision`.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return {"name": folder.resolve().name, "sha256": checkpoint_hash(folder), "backend": backend}
+    snapshot = snapshot_download(name, revision=revision, local_files_only=True)
+    return {"name": name, "sha256": checkpoint_hash(snapshot), "backend": backend, "revision": revision}
+
+
 def _run_benchmark(
     suite: Suite, row: Benchmark, loaded: Any, dataset: str | None, backend: Backend, options: RunOptions
 ) -> EvaluationRecord | None:
     """Ask the harness; None in all but the first of several processes."""
     chat = suite.chat if options.chat is None else options.chat
     started, begun = utc_now(), time.monotonic()
-    method = _settle_tasks(loaded["tasks"].values(), row, backend)
+    method = _configure_tasks(loaded["tasks"].values(), row, backend)
     set_seed(options.seed)
     model = backend.prepare(row)
     results: Any = evaluate(
@@ -133,7 +231,7 @@ def _run_benchmark(
     )
 
 
-def _settle_tasks(tasks: Iterable[Any], row: Benchmark, backend: Backend) -> str:
+def _configure_tasks(tasks: Iterable[Any], row: Benchmark, backend: Backend) -> str:
     """Set what the suite says about a benchmark's tasks, and return their method.
 
     A task that fixes the number of its examples at 0 keeps it, as with the harness's own command.

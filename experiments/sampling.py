@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from llada_core.digests import checkpoint_hash
 from llada_core.loading import load_checkpoint
 from llada_core.tokenization import encode_chat
-from llada_evaluation.records import checkpoint_hash
 
-from .summaries import Experiment, Interval, markdown_table, proportion_interval
+from .common import Experiment, Interval, make_figure, make_parser, markdown_table, proportion_interval
 
 # Tokens of an answer; the settings share them out.
 ANSWER_LENGTH = 16
@@ -139,13 +139,9 @@ def make_table(results: dict[str, Outcome]) -> str:
     return markdown_table(["", "passes per answer", "right", "answers that end"], rows)
 
 
-def plot(settings: Sequence[Setting], results: dict[str, Outcome], path: Path, title: str) -> None:
+def plot(settings: Sequence[Setting], results: dict[str, Outcome], title: str) -> Any:
     """Draw a panel for each study, a line for each remasking."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure((11, 3.8))
     studies = list(dict.fromkeys(setting.study for setting in settings))
     for axes, study in zip(figure.subplots(1, len(studies), sharey=True), studies):
         for line in REMASKING:
@@ -163,8 +159,7 @@ def plot(settings: Sequence[Setting], results: dict[str, Outcome], path: Path, t
     figure.axes[0].set_ylabel("share of right answers")
     figure.axes[0].legend()
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -183,25 +178,19 @@ def main(arguments: list[str] | None = None) -> None:
         start = time.perf_counter()
         results[setting.label] = measure(model, tokenizer, questions, setting)
         print(f"{setting.label}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
-    table = make_table(results)
     folder = Path(model.config.name_or_path)
     described = {"name": folder.name, "sha256": checkpoint_hash(folder) if folder.is_dir() else None}
-    experiment.write(args.output, table, {label: found.right for label, found in results.items()}, described)
-    plot(settings, results, args.output / "sampling.png", f"{folder.name}: {args.count} questions")
-    print(table)
+    figure = plot(settings, results, f"{folder.name}: {args.count} questions")
+    shares = {label: found.right for label, found in results.items()}
+    experiment.write(args.output, make_table(results), shares, described, figure)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sampling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("sampling", __doc__)
     parser.add_argument("--questions", type=Path, required=True, help="JSON lines with `question` and `answers`")
     parser.add_argument("--model", help="folder or Hub id; the bundled model if unset")
     parser.add_argument("--count", type=int, default=256, help="questions to ask")
-    parser.add_argument("--output", type=Path, default=Path("runs/sampling"), help="folder to write")
     return parser.parse_args(arguments)
 
 

@@ -14,7 +14,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,6 +27,7 @@ from stages import Stage, commands, describe_stages, joined_history, options_sho
 from transformers import PreTrainedTokenizerFast
 
 from llada_core.card import new_card
+from llada_core.records import processor_name
 from llada_core.tokenization import EOT_TOKEN, prepare_tokenizer, save_tokenizer
 from llada_training import (
     LLaDAPretrainingConfig,
@@ -321,12 +321,8 @@ def infill(model: Any, tokenizer: Any, prompt: str) -> str:
 
 def machine() -> str:
     """Name this machine's processor and the versions in use."""
-    cpu = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{os.cpu_count()} cores of {cpu}, {versions}"
+    return f"{os.cpu_count()} cores of {processor_name()}, {versions}"
 
 
 def check_folder(folder: Path) -> None:

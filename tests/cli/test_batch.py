@@ -13,16 +13,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from llada_cli.answer_file import AnswerFile
 from llada_cli.main import app
+from llada_core.resume import RecordFile
 
 FOLDER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
 OPTIONS = ["-n", "8", "--block-length", "4", "--no-stop-at-eos"]
-SETTINGS = {
-    "input": {"name": "p", "digest": "1"},
-    "checkpoint": {"name": "m", "digest": "2"},
-    "options": {"steps": 3},
-}
 
 
 @pytest.fixture
@@ -179,7 +174,7 @@ def test_answers_of_other_options_are_refused_and_kept(folder, arguments, messag
 def test_answers_to_another_file_are_refused(folder):
     answers_of()
     write_lines("prompts.jsonl", [{"prompt": "other"}])
-    assert_fails(run(), "another run: its input was another (prompts.jsonl, now prompts.jsonl). To go on")
+    assert_fails(run(), "another run: its input was another (prompts.jsonl, now prompts.jsonl). Use the same")
 
 
 def test_answers_of_other_weights_are_refused_and_of_the_same_ones_elsewhere_taken(folder):
@@ -195,7 +190,7 @@ def test_answers_of_other_weights_are_refused_and_of_the_same_ones_elsewhere_tak
 @pytest.mark.parametrize("content", ["notes", "notes\n", '{"index": 0, "answer": "a"}\n'])
 def test_a_file_that_is_not_from_this_command_is_refused_and_kept(folder, content):
     Path("answers.jsonl").write_text(content)
-    assert_fails(run(), "`answers.jsonl.run.json`, which says what it answers, is not beside it")
+    assert_fails(run(), "`answers.jsonl.run.json`, which describes its run, is missing or not readable")
     assert Path("answers.jsonl").read_text() == content
 
 
@@ -203,7 +198,7 @@ def test_a_damaged_line_is_named(folder):
     answers_of()
     lines = Path("answers.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     Path("answers.jsonl").write_text("".join([*lines[:2], "{\n", *lines[3:]]), encoding="utf-8")
-    assert_fails(run(), "answers.jsonl:3 is no answer of this command; correct or delete the line")
+    assert_fails(run(), "answers.jsonl:3` is not a record with `index` and `answer`; delete the line")
 
 
 def test_overwrite_begins_anew_but_not_for_a_call_that_fails(folder):
@@ -217,8 +212,8 @@ def test_overwrite_begins_anew_but_not_for_a_call_that_fails(folder):
 
 
 def test_a_second_run_on_the_same_file_is_refused_while_the_first_is_writing(folder):
-    first = AnswerFile(Path("answers.jsonl"))
-    first.start(SETTINGS)
+    first = RecordFile(Path("answers.jsonl"))
+    first.start()
     assert_fails(run(), "Another process is writing to")
     first.close()
     assert run().exit_code == 0
@@ -258,23 +253,6 @@ def test_each_process_answers_its_share_and_another_number_of_them_goes_on(folde
 
 def test_overwrite_needs_one_process(folder):
     assert_fails(run("--overwrite", **as_process(0)), "`--overwrite` works with one process only")
-
-
-def test_putting_in_order_can_be_done_by_several_at_once_and_again(tmp_path):
-    path = tmp_path / "a.jsonl"
-    files = [AnswerFile(path, rank) for rank in range(2)]
-    for file, indexes in zip(files, ([2, 0], [3, 1])):
-        file.start(SETTINGS)
-        for index in indexes:
-            file.write({"index": index})
-        file.close()
-    assert files[0].put_in_order([0, 1, 2, 3, 4]) == 1
-    assert [line["index"] for line in read_lines(path)] == [2, 0]
-    for _ in range(2):
-        assert [file.put_in_order([0, 1, 2, 3]) for file in files] == [0, 0]
-        assert [line["index"] for line in read_lines(path)] == [0, 1, 2, 3]
-    assert files[1].find(SETTINGS) == {0, 1, 2, 3}
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.run.json"]
 
 
 @pytest.mark.slow
@@ -329,7 +307,7 @@ def test_a_prompt_too_long_for_an_open_answer_is_named_by_its_line(folder):
         (["-i", "empty.jsonl", "-o", "a"], "`empty.jsonl` has no prompts"),
         (["-i", "bytes.jsonl", "-o", "a"], "`bytes.jsonl` is not UTF-8"),
         (["-i", "prompts.jsonl", "-o", "no/where"], "There is no folder"),
-        (["-i", "prompts.jsonl", "-o", "."], "`--output` must be a file, but `.` is none"),
+        (["-i", "prompts.jsonl", "-o", "."], "`--output` must be a file, but `.` is a folder"),
         (["-i", "prompts.jsonl", "-o", "prompts.jsonl"], "`--output` is the file of `--input`"),
         (["-i", "prompts.jsonl"], "pass --input and --output"),
         (["-o", "answers.jsonl"], "pass --input and --output"),

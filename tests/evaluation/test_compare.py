@@ -2,10 +2,9 @@
 
 import pytest
 
+from llada_core.records import Score
 from llada_evaluation.compare import compare_records
-from llada_evaluation.records import Score
-
-from .test_records import make_record
+from tests.score_records import make_record
 
 
 def test_a_difference_has_the_error_of_both():

@@ -200,7 +200,7 @@ def test_an_answer_ends_before_the_first_string_of_until(bundled_model):
 
 
 def test_special_tokens_end_an_answer_and_are_no_part_of_it(harness_model):
-    config, decode = harness_model.generation_config, harness_model._worker._decode
+    config, decode = harness_model.generation_config, harness_model._decode
     encode = harness_model.tok_encode
     assert config.eot_token_id == 491
     assert decode([*encode("blue"), 491, *encode("red")], config, []) == "blue"

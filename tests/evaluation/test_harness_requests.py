@@ -5,17 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llada_evaluation.data_parallel import Processes
-from llada_evaluation.harness_options import HarnessOptions, read_arguments
-from llada_evaluation.harness_requests import (
+from llada_evaluation.harness import (
     Truncation,
+    choose_device,
     cut_before,
     draw_seed,
     repeat_numbers,
     rolling_windows,
-    settle_request,
     stands_alone,
 )
+from llada_evaluation.harness_options import HarnessOptions, read_arguments, read_task_options
 
 
 def request(task: str = "task", doc: int = 0, repeats: int = 1) -> SimpleNamespace:
@@ -45,10 +44,10 @@ def test_without_arguments_everything_is_the_default():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"step": 4}, "`step` is no argument of the model `llada`; did you mean `steps`?"),
+        ({"step": 4}, "Unknown argument `step` of the model `llada`; did you mean `steps`?"),
         ({"mc_nun": 4}, "did you mean `mc_num`?"),
-        ({"qqqqqq": 4}, "`qqqqqq` is no argument of the model `llada`; known ones: pretrained, .*mc_num"),
-        ({"freeze_prompt": True}, "`freeze_prompt` is no argument"),
+        ({"qqqqqq": 4}, "Unknown argument `qqqqqq` of the model `llada`; known ones: pretrained, .*mc_num"),
+        ({"freeze_prompt": True}, "Unknown argument `freeze_prompt`"),
         ({"mc_num": 4, "num_samples": 4}, "`num_samples` was given in two spellings, one of them `num_samples`"),
         ({"max_new_tokens": 4, "gen_length": 4}, "`max_new_tokens` was given in two spellings"),
         ({"batch_size": "auto"}, "`batch_size` must be a whole number of at least 1, got 'auto'"),
@@ -75,9 +74,9 @@ def test_the_longest_text_is_the_models_or_less():
 
 def test_a_gpu_that_is_not_there_is_the_cpu_with_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert Processes("cuda:0").device == Processes(None).device == torch.device("cpu")
+    assert choose_device("cuda:0") == choose_device(None) == torch.device("cpu")
     (record,) = caplog.records
-    assert record.message == "`device` is cuda:0, but no GPU is there; computing on the CPU."
+    assert record.message == "`device` is cuda:0, but no GPU is available; computing on the CPU."
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -138,12 +137,12 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted():
     ],
 )
 def test_the_options_of_a_task_are_translated_and_those_that_are_not_used_named(kwargs, named, expected):
-    assert settle_request(kwargs, named) == expected
+    assert read_task_options(kwargs, named) == expected
 
 
 def test_until_must_be_text():
     with pytest.raises(ValueError, match="`until` must be text or a list of texts, got \\['a', 3\\]"):
-        settle_request({"until": ["a", 3]}, [])
+        read_task_options({"until": ["a", 3]}, [])
 
 
 def test_a_text_ends_before_the_first_of_its_ends_wherever_it_stands_in_the_list():

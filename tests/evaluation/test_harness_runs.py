@@ -86,8 +86,8 @@ def test_a_run_gives_the_same_results_twice_and_records_its_settings(tasks):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_results_and_computes_nothing_twice(tasks, tmp_path, monkeypatch):
-    monkeypatch.setattr("llada_evaluation.harness_work.PAIRS_PER_GROUP", 2)
-    monkeypatch.setattr("llada_evaluation.harness_work.BATCHES_PER_GROUP", 1)
+    monkeypatch.setattr("llada_evaluation.harness.PAIRS_PER_GROUP", 2)
+    monkeypatch.setattr("llada_evaluation.harness.BATCHES_PER_GROUP", 1)
     whole, num_passes = run_counted(tasks)
     cache = str(tmp_path / "results")
     with pytest.raises(Interrupted):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from llada_evaluation import likelihood, likelihood_batches
+from llada_evaluation import likelihood
 from llada_evaluation.likelihood import LikelihoodOptions, estimate_log_likelihoods
 
 MASK = 488
@@ -131,7 +131,7 @@ def test_equal_pairs_and_equal_copies_are_scored_once(tiny_model, passes):
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_logits_are_read_in_chunks_without_a_difference(tiny_model, monkeypatch, cfg_scale):
     whole = estimate(tiny_model, PAIRS, num_samples=8, cfg_scale=cfg_scale)
-    monkeypatch.setattr(likelihood_batches, "CHUNK_SIZE", 3 * 512)
+    monkeypatch.setattr(likelihood, "CHUNK_SIZE", 3 * 512)
     assert_close(estimate(tiny_model, PAIRS, num_samples=8, cfg_scale=cfg_scale), whole)
 
 

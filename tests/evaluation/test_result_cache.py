@@ -1,15 +1,15 @@
 """The result cache: what was computed is never computed again, and nothing is taken for what it is not."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from llada_evaluation.result_cache import Job, ResultCache, request_key, run_jobs
+from llada_core.digests import json_digest
+from llada_evaluation.result_cache import Job, ResultCache, run_jobs
 
 
 def square_jobs(numbers: list[int]) -> list[Job]:
-    return [Job(request_key("square", {}, number), number, number) for number in numbers]
+    return [Job(json_digest(number), number, number) for number in numbers]
 
 
 class Squares:
@@ -28,7 +28,7 @@ class Squares:
         return [number**2 for number in numbers]
 
     def run(self, numbers: list[int]) -> list[int]:
-        return run_jobs("square", square_jobs(numbers), self.compute, self.cache, 2, self.count)
+        return run_jobs(square_jobs(numbers), self.compute, self.cache, 2, self.count)
 
     def count(self, number: int) -> None:
         self.num_done += number
@@ -91,27 +91,6 @@ def test_a_last_line_that_was_cut_off_is_computed_again(tmp_path):
     assert squares.groups == [[1]]
 
 
-@pytest.mark.parametrize("line", ["no json", "[]", '{"key": "k"}', "3"])
-def test_a_line_that_is_no_result_is_named(tmp_path, line):
-    path = tmp_path / "results-1.jsonl"
-    path.write_text(json.dumps({"key": "k", "kind": "square", "result": 1}) + f"\n{line}\n")
-    with pytest.raises(ValueError, match=r"results-1\.jsonl:2 is no result of an evaluation; delete the line"):
-        ResultCache(tmp_path).find(["k"])
-
-
 def test_the_folder_may_not_be_a_file():
     with pytest.raises(ValueError, match="`result_cache` must be a folder"):
         ResultCache(Path(__file__))
-
-
-def test_numbers_and_texts_come_back_as_they_were(tmp_path):
-    results = {"a": 0.1 + 0.2, "b": "é\r\n\u2028\x85", "c": [-1e-300, float("inf")], "d": True}
-    ResultCache(tmp_path).add("kind", results)
-    assert ResultCache(tmp_path).find("abcd") == results
-
-
-def test_a_key_depends_on_kind_settings_and_request_but_not_on_the_order_of_settings():
-    key = request_key("a", {"x": 1, "y": 2}, [1, 2])
-    assert key == request_key("a", {"y": 2, "x": 1}, (1, 2))
-    others = [("b", {"x": 1, "y": 2}, [1, 2]), ("a", {"x": 1}, [1, 2]), ("a", {"x": 1, "y": 2}, [12])]
-    assert key not in {request_key(*other) for other in others}

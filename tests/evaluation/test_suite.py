@@ -6,8 +6,16 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
-from llada_evaluation.harness_tasks import TASKS, leaf_configs
-from llada_evaluation.suite import Benchmark, Suite, check_tasks, choose, read_suite, suite_names
+from llada_evaluation.suite import (
+    TASKS,
+    Benchmark,
+    Suite,
+    check_tasks,
+    choose,
+    leaf_configs,
+    read_suite,
+    suite_names,
+)
 
 ROW = {"task": "piqa", "shots": 0, "method": "likelihood", "metric": "acc,none"}
 
@@ -134,7 +142,7 @@ def test_a_wrong_suite_is_refused_by_name(tmp_path, fields, message):
 
 def test_a_file_that_is_no_yaml_is_refused(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"broken.yaml` is no YAML"):
+    with pytest.raises(ValueError, match=r"broken.yaml` is not YAML"):
         read_suite(tmp_path / "broken.yaml")
 
 

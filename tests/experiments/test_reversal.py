@@ -5,21 +5,11 @@ import json
 import pytest
 import torch
 
-from experiments.fitting import Shape, make_model
-from experiments.reversal import run
-from experiments.reversal.__main__ import main, parse_arguments, settle_options
-from experiments.reversal.answers import ask, find_first_lines, infill
-from experiments.reversal.couplets import (
+from experiments import reversal
+from experiments.common import Shape, make_model
+from experiments.reversal import (
     ANTHOLOGIES,
-    Couplet,
-    answerable,
-    load_couplets,
-    parse_couplet,
-    read_package,
-    write_extract,
-)
-from experiments.reversal.report import FOUND, flatten, make_table, plot, summarize
-from experiments.reversal.tokens import (
+    FOUND,
     MASK,
     NEXT,
     PADDING,
@@ -27,11 +17,26 @@ from experiments.reversal.tokens import (
     PREVIOUS,
     SEPARATOR,
     Characters,
-    count_batches,
+    Couplet,
+    answerable,
+    ask,
+    checkpoint_steps,
+    choose_options,
+    find_first_lines,
+    flatten,
+    infill,
+    load_couplets,
+    main,
+    make_table,
+    parse_arguments,
+    parse_couplet,
+    plot,
+    read_package,
     reverse_text,
-    shuffled_batches,
     split_couplets,
+    summarize,
     training_rows,
+    write_extract,
 )
 
 SUN = Couplet("白日依山盡", "黃河入海流")
@@ -110,16 +115,6 @@ def test_reversed_text_reads_the_poem_from_its_end():
     assert reverse_text([SUN]) == [Couplet("流海入河黃", "盡山依日白")]
 
 
-def test_batches_hold_rows_of_one_length_and_every_row_once_a_round():
-    rows = [[i] * 4 for i in range(5)] + [[i] * 6 for i in range(5, 8)]
-    assert count_batches(rows, batch_size=2) == 5
-    batches = shuffled_batches(rows, batch_size=2, seed=0)
-    first, second = ([next(batches) for _ in range(5)] for _ in range(2))
-    for batches_of_round in (first, second):
-        assert sorted(int(row[0]) for batch in batches_of_round for row in batch) == list(range(8))
-    assert [batch.tolist() for batch in first] != [batch.tolist() for batch in second]
-
-
 @pytest.mark.parametrize("kind", ["llada", "autoregressive"])
 def test_a_model_that_has_learnt_one_couplet_by_heart_answers_it(kind):
     """A model whose head always says the same character is right about a line of that character, and no other."""
@@ -143,27 +138,40 @@ def test_a_model_that_has_learnt_one_couplet_by_heart_answers_it(kind):
 
 @pytest.mark.parametrize("kind", ["llada", "autoregressive"])
 def test_a_first_line_without_rivals_is_found(kind):
-    characters = Characters([SUN, FROST])
-    model = make_model(kind, Shape(32, 1), characters.vocab_size, 16, MASK, PADDING, seed=0).eval()
-    # No other couplet has lines of five characters.
-    assert find_first_lines(model, characters, [SUN], [SUN, FROST], num_candidates=10) == 1.0
+    characters = Characters([SUN])
+    model = make_model(kind, Shape(32, 1), characters.vocab_size, 12, MASK, PADDING, seed=0).eval()
+    assert find_first_lines(model, characters, [SUN], [SUN], num_candidates=10) == 1.0
+
+
+def test_the_first_line_of_the_most_probable_poem_is_found():
+    """A model whose head always says the same character is right about the line made of it, and wrong elsewhere."""
+    same, other = Couplet("山山山山山", "水水水水水"), Couplet("水水水水水", "水水水水水")
+    characters = Characters([same])
+    model = make_model("autoregressive", Shape(32, 1), characters.vocab_size, 12, MASK, PADDING, seed=0).eval()
+    [mountain] = set(characters.encode(same.first))
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter is not weight and parameter.ndim > 1:
+                parameter.zero_()
+        weight.fill_(0.1)
+        weight[mountain] = 1.0
+    assert find_first_lines(model, characters, [same, other], [same, other], num_candidates=2) == 0.5
 
 
 def test_checkpoints_lie_in_the_last_tenth_and_end_with_the_last_step():
-    assert run.checkpoint_steps(1000, 3) == [900, 950, 1000]
-    assert run.checkpoint_steps(1000, 1) == [1000]
-    assert run.checkpoint_steps(5, 2) == [4, 5]
+    assert checkpoint_steps(1000, 3) == [900, 950, 1000]
+    assert checkpoint_steps(1000, 1) == [1000]
+    assert checkpoint_steps(5, 2) == [4, 5]
 
 
 def make_outcomes():
     """Two seeds, two checkpoints; the seeds' means are 0.2 and 0.4 for every question, 0 and 0 for `previous`."""
-    outcomes = {}
-    for model in run.MODELS:
-        for seed, shares in enumerate([(0.1, 0.3), (0.3, 0.5)]):
+    outcomes: dict[str, list] = {model: [] for model in reversal.MODELS}
+    for found in outcomes.values():
+        for shares in [(0.1, 0.3), (0.3, 0.5)]:
             numbers = [{"next": s, "previous": 0.0, "infill next": s, "infill previous": s} for s in shares]
-            outcomes[run.Job(model, seed)] = {
-                "checkpoints": numbers, "taught": numbers[1], "first_line_found": 1.0, "num_parameters": 7,
-            }  # fmt: skip
+            found.append({"checkpoints": numbers, "taught": numbers[1], "first_line_found": 1.0, "num_parameters": 7})
     return outcomes
 
 
@@ -173,7 +181,7 @@ def test_scores_average_over_checkpoints_and_spread_over_seeds():
     assert found.mean == pytest.approx(0.3)
     # Standard deviation 0.2 / sqrt(2), of the mean 0.1; Student's t with one degree of freedom is 12.706.
     assert found.standard_error == pytest.approx(0.1)
-    assert found.half_width == pytest.approx(1.2706)
+    assert found.half_width == pytest.approx(1.2706, rel=1e-4)
     assert scores["autoregressive, asked"]["previous"] == (0.0, 0.0, 0.0)
     assert FOUND not in scores["LLaDA, poem filled in"]
     assert flatten(scores)["LLaDA, poem filled in: previous"].mean == pytest.approx(0.3)
@@ -184,14 +192,14 @@ def test_the_table_shows_the_published_row_and_the_figure_is_drawn(tmp_path):
     table = make_table(scores)
     assert "| LLaDA 8B Instruct (published) | 51.8 | 45.6 |" in table
     assert "| LLaDA, asked | 30.0 ± 127.1 | 0.0 ± 0.0 |" in table
-    plot(scores, tmp_path / "reversal.png")
+    plot(scores).savefig(tmp_path / "reversal.png")
     assert (tmp_path / "reversal.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_command_line_replaces_what_it_names():
-    options = settle_options(parse_arguments(["--short", "--epochs", "3"]))
-    assert (options.epochs, options.num_couplets) == (3, run.SHORT.num_couplets)
-    assert settle_options(parse_arguments([])) == run.ReversalOptions()
+    options = choose_options(parse_arguments(["--short", "--epochs", "3"]))
+    assert (options.epochs, options.num_couplets) == (3, reversal.SHORT.num_couplets)
+    assert choose_options(parse_arguments([])) == reversal.ReversalOptions()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +212,7 @@ def test_the_command_line_replaces_what_it_names():
 )
 def test_an_option_out_of_range_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
-        run.ReversalOptions(**wrong)
+        reversal.ReversalOptions(**wrong)
 
 
 @pytest.mark.slow

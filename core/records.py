@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -14,13 +13,13 @@ from typing import Any
 
 import torch
 
+from .digests import json_digest
+from .resume import write_whole
+
 SUFFIX = ".record.json"
 # Raised when a field changes its meaning.
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "accelerate", "numpy")
-# What a checkpoint's hash covers: the weights and the sizes that give them meaning.
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.onnx_data", "*.pt")
-_BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +116,11 @@ def write_record(folder: str | Path, record: EvaluationRecord) -> Path:
         text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"The record of `{record.name}` must hold JSON values only: {error}.") from None
-    path = Path(folder) / f"{_slug(record.name)}-{_settings_hash(record)}{SUFFIX}"
+    decides = [record.model, record.settings, record.seed, record.suite]
+    slug = re.sub(r"[^a-z0-9]+", "-", record.name.lower()).strip("-")
+    path = Path(folder) / f"{slug}-{json_digest(decides)[:8]}{SUFFIX}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, [text.encode()])
     return path
 
 
@@ -135,9 +134,9 @@ def read_record(path: str | Path) -> EvaluationRecord:
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"`{path}` is no JSON: {error}") from None
+        raise ValueError(f"`{path}` is not JSON: {error}") from None
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
-        raise ValueError(f"`{path}` is no evaluation record of format {FORMAT}; name a file *{SUFFIX}.")
+        raise ValueError(f"`{path}` is not an evaluation record of format {FORMAT}; name a file *{SUFFIX}.")
     fields.pop("is_within_tolerance", None)
     try:
         fields["results"] = {metric: Score(**score) for metric, score in fields["results"].items()}
@@ -155,31 +154,13 @@ def read_records(path: str | Path) -> list[EvaluationRecord]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no record or folder of records `{path}`.")
+        raise FileNotFoundError(f"`{path}` does not exist; name a record (*{SUFFIX}) or a folder of records.")
     files = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
     if not files:
-        raise FileNotFoundError(f"The folder `{path}` holds no record (*{SUFFIX}); name an evaluation's output folder.")
+        raise FileNotFoundError(
+            f"The folder `{path}` holds no records (*{SUFFIX}); name an evaluation's output folder."
+        )
     return [read_record(file) for file in files]
-
-
-def checkpoint_hash(folder: str | Path) -> str:
-    """Hash the weights and the configuration of a checkpoint: SHA-256 over names and contents, in order of the names.
-
-    Raises:
-        FileNotFoundError: if the folder holds no weights.
-    """
-    folder = Path(folder)
-    weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
-    if not weights:
-        raise FileNotFoundError(f"`{folder}` holds no weights to hash; name the folder of a checkpoint.")
-    digest = hashlib.sha256()
-    for path in [*(path for path in [folder / "config.json"] if path.is_file()), *weights]:
-        # The length keeps the files apart: moving bytes from one into the next changes the hash.
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def environment() -> dict[str, Any]:
@@ -189,16 +170,16 @@ def environment() -> dict[str, Any]:
 
 def utc_now() -> str:
     """Tell the time as a record's `started` spells it."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _settings_hash(record: EvaluationRecord) -> str:
-    decides = [record.model, record.settings, record.seed, record.suite]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def processor_name() -> str:
+    """Name this machine's processor; Linux keeps the name in a file."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine() or "unknown"
 
 
 def _describe_code() -> dict[str, Any]:
@@ -239,16 +220,8 @@ def _describe_machine() -> dict[str, Any]:
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerators": accelerators,
     }
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or "unknown"

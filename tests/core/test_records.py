@@ -1,6 +1,7 @@
-"""Records: what goes into one comes out, and a checkpoint is known by its bytes."""
+"""Records and digests: what goes into a record comes out, and a checkpoint is known by its bytes."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,38 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada_evaluation.records import (
-    EvaluationRecord,
+from llada_core.digests import checkpoint_hash, file_digest, json_digest
+from llada_core.records import (
     PublishedScore,
-    Score,
-    checkpoint_hash,
     environment,
+    processor_name,
     read_record,
     read_records,
     write_record,
 )
+from tests.score_records import make_record
 
 ROOT = Path(__file__).resolve().parents[2]
 MHA = ROOT / "tests" / "reference" / "checkpoints" / "mha"
-
-
-def make_record(**fields) -> EvaluationRecord:
-    known = {
-        "name": "GSM8K in blocks",
-        "model": {"name": "tiny", "sha256": "ab" * 32, "backend": "llada"},
-        "settings": {"task": "gsm8k_cot", "shots": 4, "options": {"steps": 256}},
-        "results": {"acc,none": Score(0.5, 0.1), "acc_norm,none": Score(0.25)},
-        "seed": 0,
-        "started": "2026-11-21T10:00:00+00:00",
-        "seconds": 1.5,
-        "code": {"version": "0.1.0", "git_commit": None, "is_modified": None},
-        "packages": {"torch": "2.13.0"},
-        "machine": {"processor": "x"},
-        "dataset": "openai/gsm8k",
-        "num_questions": 25,
-        "published": PublishedScore("acc,none", 0.52, 0.03, "a paper"),
-    }
-    return EvaluationRecord(**known | fields)
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path):
@@ -89,9 +71,9 @@ def test_a_setting_that_json_cannot_hold_is_refused(value, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "is no JSON"),
-        ("[]", "is no evaluation record of format 1"),
-        ('{"format": 2}', "is no evaluation record of format 1"),
+        ("{", "is not JSON"),
+        ("[]", "is not an evaluation record of format 1"),
+        ('{"format": 2}', "is not an evaluation record of format 1"),
         ('{"format": 1, "results": {}, "colour": 1}', "are not those of format 1: .*colour"),
         ('{"format": 1}', "are not those of format 1: 'results'"),
     ],
@@ -103,9 +85,9 @@ def test_what_is_no_record_is_refused(text, message, tmp_path):
 
 
 def test_a_place_without_records_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no record or folder of records `.*nowhere`"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere` does not exist; name a record"):
         read_records(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"holds no record .*; name an evaluation's output folder"):
+    with pytest.raises(FileNotFoundError, match=r"holds no records .*; name an evaluation's output folder"):
         read_records(tmp_path)
 
 
@@ -132,11 +114,27 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         checkpoint_hash(tmp_path)
 
 
+def test_a_part_of_a_file_has_the_digest_of_its_bytes(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    assert file_digest(path) == hashlib.sha256(b"0123456789").hexdigest()
+    assert file_digest(path, 2, 5) == hashlib.sha256(b"234").hexdigest()
+    assert file_digest(path, 4) == hashlib.sha256(b"456789").hexdigest()
+
+
+def test_the_digest_of_a_value_depends_on_all_but_the_order_of_keys():
+    digest = json_digest(["a", {"x": 1, "y": 2}, [1, 2]])
+    assert digest == json_digest(["a", {"y": 2, "x": 1}, (1, 2)])
+    others = (["b", {"x": 1, "y": 2}, [1, 2]], ["a", {"x": 1}, [1, 2]], ["a", {"x": 1, "y": 2}, [12]])
+    assert digest not in {json_digest(other) for other in others}
+
+
 def test_the_environment_fills_a_record():
     found = environment()
     assert found.keys() == {"code", "packages", "machine"}
     assert found["packages"]["torch"] == torch.__version__ or found["packages"]["torch"] in torch.__version__
     assert found["machine"]["cores"] >= 1
+    assert found["machine"]["processor"] == processor_name() != ""
     dataclasses.replace(make_record(), **found)
 
 
