@@ -82,11 +82,12 @@ def _signal_of(probe: str) -> str | None:
     """Run the probe: the name of the signal that ended it, "" if it finished, None if it failed in another way."""
     if not sys.executable:
         return None
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = [sys.executable, "-P", "-c", probe]
     try:
-        code = subprocess.run([sys.executable, "-P", "-c", probe], timeout=120, check=False, **quiet).returncode
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
+    code = done.returncode
     if code < 0:
         return signal.Signals(-code).name
     return "" if code == 0 else None

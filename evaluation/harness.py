@@ -21,6 +21,7 @@ from tqdm import tqdm
 from llada_core.digests import json_digest, model_digest
 from llada_core.loading import Checkpoint, load_checkpoint
 from llada_core.processes import Processes
+from llada_core.tokenization import EOT_TOKEN
 from modeling_llada import LLaDAGenerationConfig, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 

@@ -1,6 +1,7 @@
 """What the documents and examples say: their code runs, their tables and names are those of the code."""
 
 import ast
+import contextlib
 import doctest
 import importlib
 import json
@@ -14,7 +15,9 @@ import jinja2
 import jinja2.meta
 import pytest
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
+from llada_cli.main import app
 from llada_core.card import new_card
 from modeling_llada.generation_config_llada import OPTIONS
 from tests.helpers import ROOT, run_script
@@ -187,7 +190,9 @@ def finished_run(folder) -> tuple[Path, Path]:
     (data / "NOTICE.md").write_text("# Notices\n")
     sizes = ["--sequence_length", "32", "--max_steps", "2", "--logging_steps", "1"]
     places = ["--model", str(REFERENCE), "--train_data", "data/corpus.jsonl", "--output_dir", "run"]
-    run("llada", "train", "pretrain", *places, *sizes, folder=folder)
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(app, ["train", "pretrain", *places, *sizes])
+    assert result.exit_code == 0, result.output
     return folder / "run", data
 
 
