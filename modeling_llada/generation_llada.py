@@ -186,8 +186,9 @@ class LLaDAGenerationMixin(GenerationMixin):
             windows = WindowPolicy(config.cache, self.config.num_hidden_layers, config.refresh_interval, frozen, copies)
         processors = LogitsProcessorList(logits_processor or ())
         criteria = StoppingCriteriaList(stopping_criteria or ())
-        is_heard = streamer is not None or config.output_history
-        reporter = Reporter(canvas, streamer, config.output_history) if is_heard else None
+        reporter = None
+        if streamer is not None or config.output_history:
+            reporter = Reporter(canvas, streamer, config.output_history)
         eos_ids = torch.tensor(config.eos_token_ids, device=canvas.ids.device) if config.stop_at_eos else None
         draw_width = min(config.block_length, config.max_new_tokens or config.block_length)
         for start, end, num_steps in blocks:
@@ -199,9 +200,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                     steps_left = (num_steps if isinstance(num_steps, int) else num_steps[canvas.rows]) - step
                     at_least = schedule_share(is_masked.sum(-1), steps_left)
                 # 5. Run the model.
-                logits = self._score(canvas, config, windows, is_masked, step, start, end)
-                if processors:
-                    logits = processors(canvas.ids[canvas.rows][is_masked.nonzero()[:, 0]], logits)
+                logits = self._score(canvas, config, windows, processors, is_masked, step, start, end)
                 # 6. Choose candidates, commit the most confident ones, mask again what is doubted.
                 candidate_draws = canvas.draw(is_masked, draw_width) if config.samples else None
                 order_draws = canvas.draw(is_masked, draw_width) if config.remasking == "random" else None
@@ -295,12 +294,13 @@ class LLaDAGenerationMixin(GenerationMixin):
         canvas: "Canvas",
         config: LLaDAGenerationConfig,
         windows: Optional[WindowPolicy],
+        processors: LogitsProcessorList,
         is_masked: Tensor,
         step: int,
         start: int,
         end: int,
     ) -> Tensor:
-        """Logits of the block's masked positions under guidance; [num_scored, vocab]."""
+        """Logits of the block's masked positions, guided and processed; [num_scored, vocab]."""
         rows, num_columns = canvas.rows, canvas.ids.shape[1]
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
@@ -327,7 +327,9 @@ class LLaDAGenerationMixin(GenerationMixin):
             logits = logits[is_scored[:, start - first : end - first]]
         else:
             logits = self(**inputs, logits_positions=is_scored).logits
-        return guide(*logits.chunk(2), config.cfg_scale) if config.cfg_scale > 0 else logits
+        if config.cfg_scale > 0:
+            logits = guide(*logits.chunk(2), config.cfg_scale)
+        return processors(canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
 
 
 @functools.lru_cache
