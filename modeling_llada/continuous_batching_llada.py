@@ -234,7 +234,7 @@ def _build_canvas(rows: list[Row], positions: Tensor, mask_token_id: int, start:
     position_ids = positions.clamp(min=0)
     prompt_lengths = torch.tensor([[row.prompt_length] for row in rows])
     generators = [row.generator for row in rows]
-    return Canvas.build(
+    return Canvas(
         pad_sequence(texts, batch_first=True).gather(1, position_ids).to(device),
         mask_token_id,
         attention_mask=None if has_position.all() else has_position.to(device),

@@ -401,14 +401,6 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         self.loss_type = "ForMaskedLM"
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding, `model.transformer.wte`."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the token embedding."""
-        self.model.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Linear:
         """The head, `model.transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
         return self.model.get_output_embeddings()

@@ -164,7 +164,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         ids = F.pad(input_ids, (0, num_masks), value=config.mask_token_id)
         if attention_mask is not None:
             attention_mask = F.pad(attention_mask, (0, num_masks), value=True)
-        canvas = Canvas.build(ids, config.mask_token_id, attention_mask, generator, answer_start=start)
+        canvas = Canvas(ids, config.mask_token_id, attention_mask, generator, answer_start=start)
         with self.prepacked_weights(config.pack_weights):
             return self.denoise(canvas, blocks, config, logits_processor, stopping_criteria, streamer)
 
@@ -186,8 +186,9 @@ class LLaDAGenerationMixin(GenerationMixin):
             windows = WindowPolicy(config.cache, self.config.num_hidden_layers, config.refresh_interval, frozen, copies)
         processors = LogitsProcessorList(logits_processor or ())
         criteria = StoppingCriteriaList(stopping_criteria or ())
-        is_heard = streamer is not None or config.output_history
-        reporter = Reporter(canvas, streamer, config.output_history) if is_heard else None
+        reporter = None
+        if streamer is not None or config.output_history:
+            reporter = Reporter(canvas, streamer, config.output_history)
         eos_ids = torch.tensor(config.eos_token_ids, device=canvas.ids.device) if config.stop_at_eos else None
         draw_width = min(config.block_length, config.max_new_tokens or config.block_length)
         for start, end, num_steps in blocks:
@@ -199,9 +200,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                     steps_left = (num_steps if isinstance(num_steps, int) else num_steps[canvas.rows]) - step
                     at_least = schedule_share(is_masked.sum(-1), steps_left)
                 # 5. Run the model.
-                logits = self._score(canvas, config, windows, is_masked, step, start, end)
-                if processors:
-                    logits = processors(canvas.ids[canvas.rows][is_masked.nonzero()[:, 0]], logits)
+                logits = self._score(canvas, config, windows, processors, is_masked, step, start, end)
                 # 6. Choose candidates, commit the most confident ones, mask again what is doubted.
                 candidate_draws = canvas.draw(is_masked, draw_width) if config.samples else None
                 order_draws = canvas.draw(is_masked, draw_width) if config.remasking == "random" else None
@@ -276,7 +275,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         defaults |= {"max_new_tokens": 1, "max_length": None}
         config = self.prepare_options(generation_config, {**defaults, **options})
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size, holds_masks=True)
-        canvas = Canvas.build(input_ids, config.mask_token_id, attention_mask, generator)
+        canvas = Canvas(input_ids, config.mask_token_id, attention_mask, generator)
         is_masked = canvas.is_masked(0, input_ids.shape[1])
         if not is_masked.any():
             raise ValueError(
@@ -295,12 +294,13 @@ class LLaDAGenerationMixin(GenerationMixin):
         canvas: "Canvas",
         config: LLaDAGenerationConfig,
         windows: Optional[WindowPolicy],
+        processors: LogitsProcessorList,
         is_masked: Tensor,
         step: int,
         start: int,
         end: int,
     ) -> Tensor:
-        """Logits of the block's masked positions under guidance; [num_scored, vocab]."""
+        """Logits of the block's masked positions, guided and processed; [num_scored, vocab]."""
         rows, num_columns = canvas.rows, canvas.ids.shape[1]
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
@@ -327,7 +327,9 @@ class LLaDAGenerationMixin(GenerationMixin):
             logits = logits[is_scored[:, start - first : end - first]]
         else:
             logits = self(**inputs, logits_positions=is_scored).logits
-        return guide(*logits.chunk(2), config.cfg_scale) if config.cfg_scale > 0 else logits
+        if config.cfg_scale > 0:
+            logits = guide(*logits.chunk(2), config.cfg_scale)
+        return processors(canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
 
 
 @functools.lru_cache
@@ -336,42 +338,34 @@ def compiled_forward(model_class: Any) -> Callable:
     return torch.compile(model_class.forward)
 
 
-@dataclass
 class Canvas:
     """The ids being denoised, with what belongs to each row, and the one owner of which rows take part.
 
-    Attributes:
-        ids: int64 [batch, seq].
+    Args:
+        ids: prompts and masks; int64 [batch, seq]. Not written to: the canvas is a copy.
         mask_token_id: id of the mask.
-        is_given: tokens that were there before the first step, which guidance masks out; bool [batch, seq].
-        is_alive: rows whose end has not been found; bool [batch].
         attention_mask: bool [batch, seq], or None if no row is padded.
-        position_ids: int64 [batch, seq], or None if every row's columns are its positions.
-        generator: one generator, a list with one per row, or None.
+        generator: source of the draws: one generator, a list with one per row, or None.
         answer_start: first column of the answer; None if masks may stand anywhere (infilling).
-        num_passes: passes of the model that each row took part in; int64 [batch]. A row's is known once it leaves.
-        num_committed: tokens committed in each row; int64 [batch]. A row's is known once it leaves.
+        position_ids: int64 [batch, seq]. None counts valid tokens only, so that padding on either side, or between
+            prompt and answer, changes nothing.
+        is_given: tokens that were there before the first step, which guidance masks out; bool [batch, seq]. None takes
+            all that is not masked.
+
+    Attributes:
         rows: rows that take part in the next pass: all (a slice, so that indexing them is free), or int64 [active].
-        confidence: in the current block, confidence with which a token was committed, inf where none was;
-            float32 [active, block]. None where tokens are not masked again.
+        is_alive: rows whose end has not been found; bool [batch].
+        num_passes: passes of the model that each row took part in; int64 [batch]. Complete once the row leaves.
+        num_committed: tokens committed in each row; int64 [batch]. Complete once the row leaves.
+        confidence: of the tokens that the block's earlier steps committed, inf elsewhere; float32 [active, block]. Kept
+            only where tokens are masked again.
+
+    Raises:
+        ValueError: if a list of generators is not one per row.
     """
 
-    ids: Tensor
-    mask_token_id: int
-    is_given: Tensor
-    is_alive: Tensor
-    attention_mask: Optional[Tensor]
-    position_ids: Optional[Tensor]
-    generator: Any
-    answer_start: Optional[int]
-    num_passes: Tensor
-    num_committed: Tensor
-    rows: Rows
-    confidence: Optional[Tensor] = None
-
-    @classmethod
-    def build(
-        cls,
+    def __init__(
+        self,
         ids: Tensor,
         mask_token_id: int,
         attention_mask: Optional[Tensor] = None,
@@ -379,22 +373,7 @@ class Canvas:
         answer_start: Optional[int] = None,
         position_ids: Optional[Tensor] = None,
         is_given: Optional[Tensor] = None,
-    ) -> "Canvas":
-        """Lay out a canvas.
-
-        Args:
-            ids: prompts and masks; int64 [batch, seq]. Not written to: the canvas is a copy.
-            mask_token_id: id of the mask.
-            attention_mask: bool [batch, seq] or None.
-            generator: see the class.
-            answer_start: see the class.
-            position_ids: int64 [batch, seq]. None counts valid tokens only, so that padding on either side, or between
-                prompt and answer, changes nothing.
-            is_given: bool [batch, seq]. None takes all that is not masked.
-
-        Raises:
-            ValueError: if a list of generators is not one per row.
-        """
+    ):
         if isinstance(generator, (list, tuple)) and len(generator) != ids.shape[0]:
             raise ValueError(
                 f"`generator` must be one torch.Generator or a list with one per row ({ids.shape[0]}), "
@@ -402,19 +381,13 @@ class Canvas:
             )
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        return cls(
-            ids=ids.clone(),
-            mask_token_id=mask_token_id,
-            is_given=ids != mask_token_id if is_given is None else is_given,
-            is_alive=torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            generator=generator,
-            answer_start=answer_start,
-            num_passes=ids.new_zeros(ids.shape[0]),
-            num_committed=ids.new_zeros(ids.shape[0]),
-            rows=slice(None),
-        )
+        self.ids, self.mask_token_id, self.answer_start = ids.clone(), mask_token_id, answer_start
+        self.attention_mask, self.position_ids, self.generator = attention_mask, position_ids, generator
+        self.is_given = ids != mask_token_id if is_given is None else is_given
+        self.rows: Rows = slice(None)
+        self.is_alive = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
+        self.num_passes, self.num_committed = ids.new_zeros(ids.shape[0]), ids.new_zeros(ids.shape[0])
+        self.confidence: Optional[Tensor] = None
 
     def is_masked(self, start: int, end: int) -> Tensor:
         """Masked positions of columns start..end-1 of the active rows; bool [active, end - start]."""
