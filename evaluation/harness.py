@@ -336,8 +336,13 @@ class LLaDAHarnessModel(TemplateLM):
         if self.options.scoring == "confidence_order":
 
             def score(work: list[Pair], progress: Progress) -> list[float]:
-                limits = {"cfg_scale": options.cfg_scale, "max_batch_tokens": options.max_batch_tokens}
-                return score_in_confidence_order(self.model, work, **limits, progress=progress)
+                return score_in_confidence_order(
+                    self.model,
+                    work,
+                    cfg_scale=options.cfg_scale,
+                    max_batch_tokens=options.max_batch_tokens,
+                    progress=progress,
+                )
 
             return self._score_pairs("confidence_order", {"cfg_scale": options.cfg_scale}, pairs, score, quiet)
 

@@ -72,7 +72,8 @@ def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTr
     if any(has_conversations(examples) for examples in data.values()):
         tokenizer = _with_marked_template(tokenizer)
     options = {"attn_implementation": config.attn_implementation, **adapter.loading_options()}
-    model = load_model(config.model, dtype=adapter.dtype, **options)
+    # `sft_main` has refused a run without `model`.
+    model = load_model(str(config.model), dtype=adapter.dtype, **options)
     check_tokenizer(tokenizer, model.config)
     trainer = LLaDASFTTrainer(
         model,

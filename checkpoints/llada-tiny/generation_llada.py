@@ -195,7 +195,8 @@ class LLaDAGenerationMixin(GenerationMixin):
             step, is_masked = 0, canvas.start_block(start, end)
             while len(is_masked):
                 # 4. Share the masks over the steps that are left; without `steps`, every pass commits at least one.
-                at_least, steps_left = 1, None
+                at_least: Union[int, Tensor] = 1
+                steps_left = None
                 if num_steps is not None:
                     steps_left = (num_steps if isinstance(num_steps, int) else num_steps[canvas.rows]) - step
                     at_least = schedule_share(is_masked.sum(-1), steps_left)
@@ -328,7 +329,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         else:
             logits = self(**inputs, logits_positions=is_scored).logits
         if config.cfg_scale > 0:
-            logits = guide(*logits.chunk(2), config.cfg_scale)
+            conditional, unconditional = logits.chunk(2)
+            logits = guide(conditional, unconditional, config.cfg_scale)
         return processors(canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
 
 
