@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from llada_checkpoints import BUNDLED_MODEL
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
 
+from .host import avoid_broken_amx
 from .hub import hub_errors, local_folder
 from .tokenization import EOT_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
 
@@ -299,6 +300,7 @@ def _load_described(
     config: dict[str, Any], name: str, revision: str, dtype: Any, trust_remote_code: bool, **options: Any
 ) -> Any:
     """Load the weights of what `config` describes: a checkpoint, or an adapter and its base model."""
+    avoid_broken_amx()  # before the model's first product
     if "peft_type" in config:
         base = load_model(*_base_model(name, config), dtype, trust_remote_code, **options)
         return _merge_adapter(base, name, revision)

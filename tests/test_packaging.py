@@ -35,6 +35,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Folder -> the extras whose packages it may import besides the dependencies.
 EXTRAS = {
+    "core": {"train", "eval"},  # several processes, and adapters
     "training": {"train"},
     "conversion": {"onnx", "openvino", "gguf", "optimum"},
     "evaluation": {"eval"},
