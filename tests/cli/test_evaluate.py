@@ -10,8 +10,7 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from llada_cli.main import app
-
-from .evaluation.offline_rows import write_packages
+from tests.evaluation.offline_rows import write_packages
 
 pytest.importorskip("lm_eval", reason="the harness comes with the extra `eval`")
 
