@@ -110,6 +110,10 @@ class ExportedLLaDA(LLaDAGenerationMixin):
             logits = logits[logits_positions[:, slice(*logits_window or (None,))]]
         return MaskedLMOutput(logits=logits) if return_dict else (logits,)
 
+    def eval(self) -> "ExportedLLaDA":
+        """The model itself, which has no other mode; ONNX Runtime's class lacks this method of PyTorch's."""
+        return self
+
     def modules(self) -> Iterator[Any]:
         """No modules of PyTorch: the weights are in the graphs."""
         return iter(())
