@@ -113,6 +113,10 @@ class ExportedLLaDA(LLaDAGenerationMixin):
             logits = logits[logits_positions[:, slice(*logits_window or (None,))]]
         return MaskedLMOutput(logits=logits) if return_dict else (logits,)
 
+    def eval(self) -> "ExportedLLaDA":
+        """The model itself, which has no other mode; ONNX Runtime's class lacks this method of PyTorch's."""
+        return self
+
     def prepacked_weights(self, pack: bool | None) -> AbstractContextManager[None]:
         """The context of a call, in which nothing is prepacked: the weights are in the graphs."""
         if pack:

@@ -91,7 +91,7 @@ def test_an_exported_model_refuses_what_it_cannot_do(exported, tmp_path):
     for path in folder.glob("*block_model*"):
         path.unlink()
     without_block = load_exported(folder, dtype="float32")
-    with pytest.raises(ValueError, match="`cache='dual'` needs the block graph, which this exported model has not"):
+    with pytest.raises(ValueError, match="`cache='dual'` needs the block graph, which this exported model lacks"):
         without_block.generate(PROMPTS, max_new_tokens=4, cache="dual")
     with pytest.raises(ValueError, match="an order of positions other than left to right needs the block graph"):
         without_block.generate(PROMPTS, attention_mask=RIGHT, max_new_tokens=4)
