@@ -21,14 +21,13 @@ def plot_loss_curve(history: Union[list[dict], str, Path], path: Union[str, Path
     Raises:
         ValueError: if the log holds no loss.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    history = _read(history)
+    if isinstance(history, (str, Path)):
+        history = json.loads(Path(history).read_text(encoding="utf-8"))["log_history"]
     if not _series(history, "loss") and not _series(history, "eval_loss"):
         raise ValueError("`history` must hold at least one `loss` or `eval_loss`, got none; log at least once.")
     figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
         _draw(left, history, name, label, style)
@@ -46,12 +45,6 @@ def plot_loss_curve(history: Union[list[dict], str, Path], path: Union[str, Path
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return Path(path)
-
-
-def _read(history: Union[list[dict], str, Path]) -> list[dict]:
-    if isinstance(history, (str, Path)):
-        return json.loads(Path(history).read_text(encoding="utf-8"))["log_history"]
-    return history
 
 
 def _series(history: list[dict], name: str) -> list[tuple[float, float]]:

@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, Trainer, TrainingArguments
 
 from llada_core.diffusion import low_discrepancy_noise_levels
-from llada_training import register_auto_classes
 from modeling_llada import LLaDAModelLM
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
@@ -145,14 +144,13 @@ def test_the_closing_token_of_a_turn_is_learnt(make_sft_trainer, tokenizer, chat
     assert tokenizer.convert_ids_to_tokens(example["labels"][-1]) == "<|eot_id|>"
 
 
-def test_a_saved_model_is_reloaded_by_its_name(make_sft_trainer, make_model, tmp_path):
+def test_a_saved_model_is_reloaded_by_its_name(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
-    register_auto_classes()
-    register_auto_classes()
     from trl.trainer.utils import create_model_from_path
 
     assert type(create_model_from_path(str(tmp_path))) is LLaDAModelLM
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is LLaDAModelLM
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
+        assert type(auto.from_pretrained(tmp_path)) is LLaDAModelLM
 
 
 def test_a_checkpoint_of_the_trainer_loads_everywhere(make_sft_trainer, tmp_path):
