@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
+from llada_core.loading import load_model
+
 from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
 from .diffusion_trainer import (
     EVALUATION_STEP,
@@ -201,7 +203,18 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             )
         self._max_length = args.max_length or limit
         self.loss_normalization = args.loss_normalization
-        own_forward = None if isinstance(model, str) else vars(_without_adapter(model)).get("forward")
+        if isinstance(model, str):
+            # TRL would initialise missing weights randomly.
+            settings = {
+                "dtype": "float32",
+                "trust_remote_code": args.trust_remote_code,
+                **(args.model_init_kwargs or {}),
+            }
+            args.model_init_kwargs = None
+            if options.get("quantization_config") is not None:
+                settings["quantization_config"] = options.pop("quantization_config")
+            model = load_model(model, **settings)
+        own_forward = vars(_without_adapter(model)).get("forward")
         super().__init__(
             model=model,
             args=args,

@@ -153,6 +153,19 @@ def test_a_saved_model_is_reloaded_by_its_name(make_model, tmp_path):
         assert type(auto.from_pretrained(tmp_path)) is LLaDAModelLM
 
 
+def test_a_model_given_by_name_must_be_complete(make_sft_trainer, make_model, tmp_path):
+    """TRL would load it with random numbers in place of what is missing."""
+    model = make_model()
+    state = model.state_dict()
+    model.save_pretrained(tmp_path / "whole")
+    trainer = make_sft_trainer(str(tmp_path / "whole"))
+    assert all(torch.equal(ours, state[name]) for name, ours in trainer.model.state_dict().items())
+    state.pop("model.transformer.blocks.1.ff_out.weight")
+    model.save_pretrained(tmp_path / "cut", state_dict=state)
+    with pytest.raises(ValueError, match="ff_out"):
+        make_sft_trainer(str(tmp_path / "cut"))
+
+
 def test_a_checkpoint_of_the_trainer_loads_everywhere(make_sft_trainer, tmp_path):
     trainer = make_sft_trainer(output_dir=str(tmp_path / "out"), save_strategy="steps", save_steps=3)
     trainer.train()
