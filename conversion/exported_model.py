@@ -49,7 +49,7 @@ def load_exported(folder: str | Path, dtype: str = "auto", **options: Any) -> An
         raise ValueError(
             f"`dtype` must be auto or float32 for `{file}`, got {dtype!r}: the graph holds its types; leave it out."
         )
-    return getattr(import_module("llada_conversion"), _CLASSES[file]).from_pretrained(folder, **options)
+    return getattr(import_module(".", __package__), _CLASSES[file]).from_pretrained(folder, **options)
 
 
 class ExportedLLaDA(LLaDAGenerationMixin):
