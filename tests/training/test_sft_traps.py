@@ -39,7 +39,7 @@ def test_trls_own_trainer_ends_in_an_error_that_names_ours(make_model, pairs, to
     options = {"peft_config": LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")} if peft else {}
     args = SFTConfig(str(tmp_path), **QUIET)
     trainer = SFTTrainer(make_model(), args, train_dataset=pairs, processing_class=copy.deepcopy(tokenizer), **options)
-    with pytest.raises(ValueError, match=r"only learn to copy its input\. Train with `LLaDASFTTrainer`"):
+    with pytest.raises(ValueError, match=r"only learn to copy its input.* `LLaDASFTTrainer`"):
         trainer.train()
 
 
