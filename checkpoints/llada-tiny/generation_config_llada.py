@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
     "block_length": (32, "int", "at least 1",
         "tokens per block; blocks are finished from left to right. The last one may be shorter; one block as long as "
         "`max_new_tokens` is pure diffusion"),
-    "temperature": (0.0, "float", "a number of at least 0",
+    "temperature": (0.0, "float", "0, or from 1e-6 to 1e6",
         "0 takes the most probable token; above 0, tokens are drawn from softmax(logits / temperature)"),
     "top_p": (None, "float", "None or in (0, 1]",
         "draw from the smallest set of tokens whose probabilities sum to it, in (0, 1]"),
@@ -58,7 +59,7 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "self-correction: after every step of a block but its last, this share of the block's earlier committed tokens "
         "is masked again, the least confident first. In [0, 1). With it, `steps=None` is one step per token. Not exact "
         "with caches, which still hold the keys of the old tokens' neighbours"),
-    "cfg_scale": (0.0, "float", "a number of at least 0",
+    "cfg_scale": (0.0, "float", "a finite number of at least 0",
         "strength w of unsupervised guidance: logits = u + (1 + w)(c − u), u from the prompt masked out; 0 is off. "
         "Doubles the work"),
     "compile": (False, "bool", "True or False",
@@ -93,7 +94,8 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
 BOUNDS: dict[str, Callable[[Any], bool]] = {
     "at least 1": lambda value: value >= 1,
     "at least 0": lambda value: value >= 0,
-    "a number of at least 0": lambda value: value >= 0,
+    "0, or from 1e-6 to 1e6": lambda value: value == 0 or 1e-6 <= value <= 1e6,
+    "a finite number of at least 0": lambda value: 0 <= value < math.inf,
     "above 0": lambda value: value > 0,
     "in (0, 1]": lambda value: 0 < value <= 1,
     "in [0, 1)": lambda value: 0 <= value < 1,

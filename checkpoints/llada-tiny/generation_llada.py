@@ -133,7 +133,8 @@ class LLaDAGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: for unknown or contradictory options, a prompt that is empty, holds masks (use `infill`) or
-                ids outside the vocabulary, a row of padding only, a required token id that is not set anywhere.
+                ids outside the vocabulary, a row of padding only, a required token id that is not set anywhere, and
+                logits that are not finite or leave nothing to choose.
 
         Not handled: `num_return_sequences` (repeat the prompt) and beams.
 
@@ -208,14 +209,17 @@ class LLaDAGenerationMixin(GenerationMixin):
                 candidates, confidence, entropies = proposer(logits, candidate_draws, order_draws)
                 confidence = _on_grid(confidence, is_masked, -torch.inf)
                 is_committed = rule(confidence, at_least, _on_grid(entropies, is_masked, 0.0))
-                canvas.commit(start, end, is_masked, candidates, is_committed)
+                block = canvas.commit(start, end, is_masked, candidates, is_committed)
+                is_masked, is_broken = is_masked ^ is_committed, confidence.isnan()
                 if config.remask_rate:
-                    canvas.mask_again(start, end, is_committed, confidence, config.remask_rate, steps_left)
+                    is_masked |= canvas.mask_again(start, end, is_committed, confidence, config.remask_rate, steps_left)
                 if config.freeze_prompt:
                     windows.keep_prompt()
                 # 7. Let rows leave that have nothing left to do; report.
                 step += 1
-                is_masked, is_kept = canvas.end_pass(start, end, step, eos_ids, config.pad_token_id)
+                is_masked, is_kept = canvas.end_pass(block, is_masked, is_broken, start, step, eos_ids, config)
+                if is_kept is not None and is_broken.any():
+                    raise broken_logits(logits.dtype)
                 if windows is not None and is_kept is not None:
                     windows.keep(is_kept)
                 if reporter is not None:
@@ -277,7 +281,9 @@ class LLaDAGenerationMixin(GenerationMixin):
         config = self.prepare_options(generation_config, {**defaults, **options})
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size, holds_masks=True)
         canvas = Canvas(input_ids, config.mask_token_id, attention_mask, generator)
-        is_masked = canvas.is_masked(0, input_ids.shape[1])
+        is_masked = input_ids == config.mask_token_id
+        if attention_mask is not None:
+            is_masked &= attention_mask
         if not is_masked.any():
             raise ValueError(
                 f"`input_ids` holds no mask token ({config.mask_token_id}); put it where text is to be filled in."
@@ -331,7 +337,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         if config.cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, config.cfg_scale)
-        return processors(canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
+        return process(processors, canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
 
 
 @functools.lru_cache
@@ -391,11 +397,6 @@ class Canvas:
         self.num_passes, self.num_committed = ids.new_zeros(ids.shape[0]), ids.new_zeros(ids.shape[0])
         self.confidence: Optional[Tensor] = None
 
-    def is_masked(self, start: int, end: int) -> Tensor:
-        """Masked positions of columns start..end-1 of the active rows; bool [active, end - start]."""
-        is_masked = self.ids[self.rows, start:end] == self.mask_token_id
-        return is_masked if self.attention_mask is None else is_masked & self.attention_mask[self.rows, start:end]
-
     def start_block(self, start: int, end: int) -> Tensor:
         """Let every row that is alive and holds a mask in the block take part.
 
@@ -403,7 +404,9 @@ class Canvas:
             The block's masked positions; bool [active, block].
         """
         self.rows, self.confidence = slice(None), None
-        is_masked = self.is_masked(start, end)
+        is_masked = self.ids[:, start:end] == self.mask_token_id
+        if self.attention_mask is not None:
+            is_masked &= self.attention_mask[:, start:end]
         is_active = is_masked.any(-1) & self.is_alive
         if not is_active.all():
             self.rows = is_active.nonzero()[:, 0]
@@ -429,7 +432,7 @@ class Canvas:
             generator = [generator[row] for row in rows]
         return draw_uniform(tuple(is_masked.shape), generator, is_masked.device)[is_masked]
 
-    def commit(self, start: int, end: int, is_masked: Tensor, candidates: Tensor, is_committed: Tensor) -> None:
+    def commit(self, start: int, end: int, is_masked: Tensor, candidates: Tensor, is_committed: Tensor) -> Tensor:
         """Write candidates into columns start..end-1 of the active rows.
 
         Args:
@@ -437,9 +440,14 @@ class Canvas:
             is_masked: positions that have a candidate; bool [active, block].
             candidates: int64 [num_scored].
             is_committed: masked positions whose candidate is written; bool [active, block].
+
+        Returns:
+            The block as it now is; int64 [active, block].
         """
         block = self.ids[self.rows, start:end]
-        self.ids[self.rows, start:end] = torch.where(is_committed, block.masked_scatter(is_masked, candidates), block)
+        block = torch.where(is_committed, block.masked_scatter(is_masked, candidates), block)
+        self.ids[self.rows, start:end] = block
+        return block
 
     def mask_again(
         self,
@@ -449,7 +457,7 @@ class Canvas:
         confidence: Tensor,
         remask_rate: float,
         steps_left: Union[int, Tensor],
-    ) -> None:
+    ) -> Tensor:
         """Mask the least confident of the tokens that the block's earlier steps committed, unless this is the last one.
 
         Args:
@@ -458,6 +466,9 @@ class Canvas:
             confidence: of this step's candidates; float32 [active, block].
             remask_rate: share of the earlier tokens.
             steps_left: of the block, this one included; a number, or int64 [active].
+
+        Returns:
+            The positions that are masked again; bool [active, block].
         """
         if self.confidence is None:
             self.confidence = torch.full_like(confidence, torch.inf)
@@ -465,38 +476,52 @@ class Canvas:
         is_doubted &= torch.as_tensor(steps_left, device=is_doubted.device).reshape(-1, 1) > 1
         self.confidence = torch.where(is_committed, confidence, self.confidence).masked_fill(is_doubted, torch.inf)
         self.ids[self.rows, start:end] = self.ids[self.rows, start:end].masked_fill(is_doubted, self.mask_token_id)
+        return is_doubted
 
     def end_pass(
-        self, start: int, end: int, num_passes: int, eos_ids: Optional[Tensor], pad_token_id: Optional[int]
+        self,
+        block: Tensor,
+        is_masked: Tensor,
+        is_broken: Tensor,
+        start: int,
+        num_passes: int,
+        eos_ids: Optional[Tensor],
+        config: LLaDAGenerationConfig,
     ) -> tuple[Tensor, Optional[Tensor]]:
         """Let rows leave that have nothing left to do in a block: no mask, or an end of text with no mask before it.
 
+        Rows that cannot go on leave too; one look at the device serves both.
+
         Args:
-            start, end: columns of the block.
+            block: its ids; int64 [active, block]. They do not matter at masked positions.
+            is_masked: bool [active, block].
+            is_broken: positions whose logits are not finite; bool [active, block].
+            start: first column of the block.
             num_passes: passes in the block so far.
             eos_ids: tokens any of which ends a row; int64 [num_eos]. None looks for no end.
-            pad_token_id: replaces what follows a row's end.
+            config: gives the id of the padding, which replaces what follows a row's end.
 
         Returns:
             The block's masked positions of the rows that stay, bool [active, block]; which rows those are,
             bool [active as it was], or None if all stay.
         """
-        is_masked = self.is_masked(start, end)
         is_final = is_masked.cumsum(-1) == 0
-        is_done = is_final[:, -1:]
+        is_done = is_final[:, -1:] | is_broken
         if eos_ids is not None:
-            is_end = is_final & torch.isin(self.ids[self.rows, start:end], eos_ids)
+            is_end = is_final & torch.isin(block, eos_ids)
             is_done = is_end | is_done
         if not is_done.any():
             return is_masked, None
         rows = torch.arange(len(self.ids), device=self.ids.device)[self.rows]
         is_done = is_done.any(-1)
-        self.num_passes[rows[is_done]] += num_passes
-        self.num_committed[rows[is_done]] -= is_masked[is_done].sum(-1)
+        leaving = rows[is_done]
+        self.num_passes[leaving] += num_passes
+        self.num_committed[leaving] -= is_masked[is_done].sum(-1)
         if eos_ids is not None:
             has_end = is_end.any(-1)
             if has_end.any():
-                self.finish(rows[has_end], start + 1 + is_end[has_end].int().argmax(-1), pad_token_id)
+                ends = start + 1 + is_end[has_end].int().argmax(-1)
+                self.finish(rows[has_end], ends, config.pad_token_id)
         self.rows = rows[~is_done]
         if self.confidence is not None:
             self.confidence = self.confidence[~is_done]
@@ -648,6 +673,38 @@ def make_proposer(proposer_class: type[Proposer], config: LLaDAGenerationConfig)
         warp=warpers if config.samples else None,
         suppressed_ids=config.eos_token_ids if config.logits_eos_inf else (),
         last_ids=(*config.eos_token_ids, config.eot_token_id) if config.confidence_eos_eot_inf else (),
+    )
+
+
+def process(processors: LogitsProcessorList, ids: Tensor, logits: Tensor) -> Tensor:
+    """Run logits processors one after the other.
+
+    Args:
+        ids: the canvas of each scored position; int64 [num_scored, seq].
+        logits: [num_scored, vocab].
+
+    Raises:
+        ValueError: if one returns anything but logits of the same shape.
+    """
+    for processor in processors:
+        processed = processor(ids, logits)
+        if not isinstance(processed, Tensor) or processed.shape != logits.shape:
+            got = tuple(processed.shape) if isinstance(processed, Tensor) else repr(processed)
+            name = getattr(processor, "__name__", type(processor).__name__)
+            raise ValueError(
+                f"`logits_processor` must return logits of the shape that it got, {tuple(logits.shape)}; `{name}` "
+                f"returned {got}."
+            )
+        logits = processed
+    return logits
+
+
+def broken_logits(dtype: torch.dtype) -> ValueError:
+    """The error for logits that decide on nothing."""
+    return ValueError(
+        f"`logits` must be finite, with a token other than the mask to choose, at every masked position; got {dtype} "
+        "logits with NaN, infinity, or nothing left to choose. Check the weights (`float16` overflows: load the model "
+        'with dtype="bfloat16" or "float32"), and what `logits_processor`, `cfg_scale` and `logits_eos_inf` leave.'
     )
 
 

@@ -403,7 +403,7 @@ BAD_CALLS = [
     ({"max_new_tokens": None, "max_length": 5}, "`max_length` must leave room for an answer after the prompt's 5"),
     ({"max_length": 50}, "`max_length` .50. needs `max_new_tokens=None`, got 128"),
     ({"block_length": 0}, "`block_length` must be"),
-    ({"temperature": -1}, "`temperature` must be a number of at least 0, got -1"),
+    ({"temperature": -1}, "`temperature` must be 0, or from 1e-6 to 1e6, got -1"),
     ({"temperature": float("nan")}, "`temperature` must be"),
     ({"top_p": 0.0}, r"`top_p` must be None or in \(0, 1\], got 0.0"),
     ({"top_k": 0}, "`top_k` must be None or at least 1, got 0"),
