@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from .generation_config_llada import LLaDAGenerationConfig
-from .generation_llada import Block, Canvas, answer_blocks, check_prompt
+from .generation_llada import Block, Canvas, answer_blocks, check_prompt, read_ids
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _check_prompt(model: Any, config: LLaDAGenerationConfig, index: int, prompt:
     if isinstance(prompt, str):
         raise ValueError(f"Prompt {index} must be token ids, got text; encode it with the model's tokenizer.")
     try:
-        ids = torch.as_tensor(prompt, dtype=torch.long)[None]
+        ids = read_ids(prompt[None] if isinstance(prompt, Tensor) else [list(prompt)], model.device)
         check_prompt(ids, None, config, model.config.embedding_size)
         answer_blocks(config, len(prompt), model.config.max_sequence_length)
     except ValueError as error:

@@ -8,10 +8,10 @@ V vocabulary.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from transformers.utils import ModelOutput, logging
 
 from .cache_llada import Rows, WindowPolicy
-from .generation_config_llada import LLaDAGenerationConfig
+from .generation_config_llada import HINTS, NEUTRAL, LLaDAGenerationConfig
 from .unmasking_llada import Generators, Proposer, draw_uniform, guide, least_confident, schedule_share
 
 logger = logging.get_logger(__name__)
@@ -76,9 +76,30 @@ class LLaDAGenerationMixin(GenerationMixin):
     ) -> LLaDAGenerationConfig:
         """The options of one call: `options` over `generation_config` over the model's own, checked and completed.
 
+        What every caller of transformers may pass is taken: `tokenizer` (not needed), `use_cache` (`True` is ignored
+        with a warning), and the names of `HINTS` with a value that changes nothing, such as `num_beams=1`.
+
         Raises:
-            ValueError: as `LLaDAGenerationConfig.completed`.
+            ValueError: as `LLaDAGenerationConfig.completed`, and for a model whose soft prompt would be ignored.
         """
+        owner = getattr(self.prepare_inputs_for_generation, "__self__", self)
+        if owner is not self:
+            raise ValueError(
+                f"`prepare_inputs_for_generation` was replaced (by `{type(owner).__name__}`), as PEFT does for soft "
+                "prompts: prompt tuning, prefix tuning and p-tuning. Generation by diffusion does not call it, so the "
+                "soft prompt would be ignored; use another adapter, such as LoRA."
+            )
+        if options.get("use_cache"):
+            logger.warning_once(
+                "`use_cache=True` has no meaning for masked diffusion and is not used; the option `cache` keeps keys "
+                "and values."
+            )
+        options = {
+            name: value
+            for name, value in options.items()
+            if name not in ("tokenizer", "use_cache")
+            and not (name in HINTS and (value is None or value is False or value == NEUTRAL.get(name)))
+        }
         config = self.generation_config
         if generation_config is not None:
             config = LLaDAGenerationConfig.from_generation_config(generation_config)
@@ -99,6 +120,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         stopping_criteria: Optional[StoppingCriteriaList] = None,
         streamer: Optional[Any] = None,
         generator: Generators = None,
+        inputs: Optional[Tensor] = None,
         **options: Any,
     ) -> Union[Tensor, LLaDAGenerationOutput]:
         """Answer prompts: append a canvas of masks and fill it block by block, the most confident tokens first.
@@ -114,7 +136,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         8. Return the canvas.
 
         Args:
-            input_ids: prompts, padded on either side; int64 [batch, prompt].
+            input_ids: prompts, padded on either side; integers [batch, prompt], a tensor or lists of one length.
             attention_mask: nonzero at prompt tokens; [batch, prompt]. None: no padding.
             generation_config: options in place of the model's.
             logits_processor: called as (ids [num_scored, seq], logits [num_scored, vocab]); one row per scored
@@ -125,7 +147,8 @@ class LLaDAGenerationMixin(GenerationMixin):
                 method (transformers' `TextDiffusionStreamer`), `put(block)` for every finished block, `end()`.
             generator: source of all draws. A list with one generator per row makes a row's draws independent of its
                 neighbours, so that a batch equals its rows run alone.
-            options: any option of `LLaDAGenerationConfig`.
+            inputs: transformers' name of `input_ids`.
+            options: any option of `LLaDAGenerationConfig`; see `prepare_options` for what else is taken.
 
         Returns:
             Prompt and answer, padded after an end-of-text token, int64 [batch, prompt + max_new_tokens] (up to the last
@@ -157,6 +180,9 @@ class LLaDAGenerationMixin(GenerationMixin):
         config = self.prepare_options(generation_config, options)
         if stopping_criteria and config.pad_token_id is None:
             raise ValueError("`pad_token_id` is needed for `stopping_criteria`, to fill stopped rows; pass it.")
+        if inputs is not None and input_ids is not None:
+            raise ValueError("`inputs` and `input_ids` are the same argument; pass one of them.")
+        input_ids = read_ids(input_ids if inputs is None else inputs, self.device)
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size)
         # 2. Build the canvas: the prompts and the answer's blocks of masks.
         start = input_ids.shape[1]
@@ -260,7 +286,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         one token. Rows may hold different numbers of masks.
 
         Args:
-            input_ids: text with masks; int64 [batch, seq].
+            input_ids: text with masks; integers [batch, seq], a tensor or lists of one length.
             attention_mask: nonzero at valid positions; [batch, seq]. None: no padding.
             generation_config, logits_processor, generator, options: as for `generate`. The options `max_new_tokens`,
                 `max_length`, `stop_at_eos`, `freeze_prompt` and `suffix_window` have no meaning here and raise.
@@ -279,6 +305,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         # A checkpoint whose answers grow sets no length; the text to be filled in has one.
         defaults |= {"max_new_tokens": 1, "max_length": None}
         config = self.prepare_options(generation_config, {**defaults, **options})
+        input_ids = read_ids(input_ids, self.device)
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size, holds_masks=True)
         canvas = Canvas(input_ids, config.mask_token_id, attention_mask, generator)
         is_masked = input_ids == config.mask_token_id
@@ -295,6 +322,16 @@ class LLaDAGenerationMixin(GenerationMixin):
         blocks = make_blocks([span for span in spans if is_masked[:, slice(*span)].any()], config)
         with self.prepacked_weights(config.pack_weights):
             return self.denoise(canvas, blocks, config, logits_processor, streamer=streamer)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Transformers' continuous batching decodes from left to right; see `generate_many`."""
+        raise NotImplementedError(
+            "`generate_batch`, `init_continuous_batching` and `continuous_batching_context_manager` decode from left "
+            "to right with a paged cache, which masked diffusion does not have; use `generate_many`, which gives the "
+            "place of a finished row to the next prompt."
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     def _score(
         self,
@@ -547,8 +584,39 @@ class Canvas:
         self.is_alive[rows] = False
 
 
+def read_ids(input_ids: Any, device: torch.device) -> Tensor:
+    """Token ids as a tensor; int64 [batch, seq].
+
+    Args:
+        input_ids: a tensor or array of integers, or lists of one length.
+        device: where lists and arrays go.
+
+    Raises:
+        ValueError: for text, a whole encoding, rows of different lengths, no ids, and numbers that are not whole.
+    """
+    if isinstance(input_ids, Mapping):
+        raise ValueError("`input_ids` must be token ids, got a whole encoding; pass it as `**encoding`.")
+    rows = input_ids if isinstance(input_ids, (list, tuple)) else [input_ids]
+    if any(isinstance(row, str) for row in rows):
+        raise ValueError("`input_ids` must be token ids, got text; encode it with the model's tokenizer.")
+    if input_ids is not None and not isinstance(input_ids, Tensor):
+        try:
+            input_ids = torch.as_tensor(input_ids, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                "`input_ids` must be rows of token ids of one length; pad them and pass the `attention_mask`, or call "
+                "`generate_many`."
+            ) from None
+    if input_ids is None or input_ids.dim() != 2 or input_ids.numel() == 0:
+        shape = None if input_ids is None else tuple(input_ids.shape)
+        raise ValueError(f"`input_ids` must hold at least one token per row, int64 [batch, seq], got {shape}.")
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+        raise ValueError(f"`input_ids` must be whole numbers, int64 [batch, seq], got {input_ids.dtype}.")
+    return input_ids.long()
+
+
 def check_prompt(
-    input_ids: Optional[Tensor],
+    input_ids: Tensor,
     attention_mask: Optional[Tensor],
     config: LLaDAGenerationConfig,
     vocab_size: int,
@@ -558,7 +626,7 @@ def check_prompt(
 
     Args:
         input_ids: int64 [batch, prompt].
-        attention_mask: nonzero at prompt tokens, [batch, prompt], or None.
+        attention_mask: nonzero at prompt tokens, [batch, prompt], a tensor or lists; or None.
         config: gives the ids of mask and padding.
         vocab_size: ids that the embedding knows.
         holds_masks: whether masks may stand in the prompt.
@@ -567,12 +635,9 @@ def check_prompt(
         The padding mask, bool [batch, prompt]; None if nothing is padded.
 
     Raises:
-        ValueError: for no ids, ids outside the vocabulary, a row of nothing but masks or padding, masks where none may
+        ValueError: for ids outside the vocabulary, a row of nothing but masks or padding, masks where none may
             stand, and a mask of another shape.
     """
-    if input_ids is None or input_ids.dim() != 2 or input_ids.numel() == 0:
-        shape = None if input_ids is None else tuple(input_ids.shape)
-        raise ValueError(f"`input_ids` must hold at least one token per row, int64 [batch, seq], got {shape}.")
     lowest, highest = int(input_ids.min()), int(input_ids.max())
     if lowest < 0 or highest >= vocab_size:
         raise ValueError(
@@ -601,6 +666,7 @@ def check_prompt(
                 "`attention_mask` was given: padding is read as text. Pass the tokenizer's `attention_mask`."
             )
         return None
+    attention_mask = torch.as_tensor(attention_mask, device=input_ids.device)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "
