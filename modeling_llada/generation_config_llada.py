@@ -339,7 +339,7 @@ LLaDAGenerationConfig.__doc__ = (LLaDAGenerationConfig.__doc__ or "").replace("{
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Resolve other spellings and refuse unknown names.
+    """Resolve other spellings, drop what changes nothing, and refuse unknown names.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one; for two spellings of one option.
@@ -347,6 +347,9 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
     resolved: dict[str, Any] = {}
     for name, value in options.items():
         target = ALIASES.get(name, name)
+        is_neutral = name in NEUTRAL and value == NEUTRAL[name]
+        if name in HINTS and (value is None or value is False or is_neutral):
+            continue
         if target not in DEFAULTS and (name in HINTS or name in vars(GenerationConfig())):
             hint = HINTS.get(name, "leave it out")
             raise ValueError(f"`{name}` is not supported here; {hint}.")

@@ -21,8 +21,17 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from transformers.utils import ModelOutput, logging
 
 from .cache_llada import Rows, WindowPolicy
-from .generation_config_llada import HINTS, NEUTRAL, LLaDAGenerationConfig
-from .unmasking_llada import Generators, Proposer, draw_uniform, guide, least_confident, schedule_share
+from .generation_config_llada import LLaDAGenerationConfig
+from .unmasking_llada import (
+    Generators,
+    Proposer,
+    broken_logits,
+    draw_uniform,
+    guide,
+    least_confident,
+    process,
+    schedule_share,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -77,7 +86,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         """The options of one call: `options` over `generation_config` over the model's own, checked and completed.
 
         What every caller of transformers may pass is taken: `tokenizer` (not needed), `use_cache` (`True` is ignored
-        with a warning), and the names of `HINTS` with a value that changes nothing, such as `num_beams=1`.
+        with a warning), and arguments that are not supported with a value that changes nothing, such as `num_beams=1`.
 
         Raises:
             ValueError: as `LLaDAGenerationConfig.completed`, and for a model whose soft prompt would be ignored.
@@ -94,12 +103,7 @@ class LLaDAGenerationMixin(GenerationMixin):
                 "`use_cache=True` has no meaning for masked diffusion and is not used; the option `cache` keeps keys "
                 "and values."
             )
-        options = {
-            name: value
-            for name, value in options.items()
-            if name not in ("tokenizer", "use_cache")
-            and not (name in HINTS and (value is None or value is False or value == NEUTRAL.get(name)))
-        }
+        options = {name: value for name, value in options.items() if name not in ("tokenizer", "use_cache")}
         config = self.generation_config
         if generation_config is not None:
             config = LLaDAGenerationConfig.from_generation_config(generation_config)
@@ -739,38 +743,6 @@ def make_proposer(proposer_class: type[Proposer], config: LLaDAGenerationConfig)
         warp=warpers if config.samples else None,
         suppressed_ids=config.eos_token_ids if config.logits_eos_inf else (),
         last_ids=(*config.eos_token_ids, config.eot_token_id) if config.confidence_eos_eot_inf else (),
-    )
-
-
-def process(processors: LogitsProcessorList, ids: Tensor, logits: Tensor) -> Tensor:
-    """Run logits processors one after the other.
-
-    Args:
-        ids: the canvas of each scored position; int64 [num_scored, seq].
-        logits: [num_scored, vocab].
-
-    Raises:
-        ValueError: if one returns anything but logits of the same shape.
-    """
-    for processor in processors:
-        processed = processor(ids, logits)
-        if not isinstance(processed, Tensor) or processed.shape != logits.shape:
-            got = tuple(processed.shape) if isinstance(processed, Tensor) else repr(processed)
-            name = getattr(processor, "__name__", type(processor).__name__)
-            raise ValueError(
-                f"`logits_processor` must return logits of the shape that it got, {tuple(logits.shape)}; `{name}` "
-                f"returned {got}."
-            )
-        logits = processed
-    return logits
-
-
-def broken_logits(dtype: torch.dtype) -> ValueError:
-    """The error for logits that decide on nothing."""
-    return ValueError(
-        f"`logits` must be finite, with a token other than the mask to choose, at every masked position; got {dtype} "
-        "logits with NaN, infinity, or nothing left to choose. Check the weights (`float16` overflows: load the model "
-        'with dtype="bfloat16" or "float32"), and what `logits_processor`, `cfg_scale` and `logits_eos_inf` leave.'
     )
 
 

@@ -7,9 +7,9 @@ V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -31,6 +31,42 @@ def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tenso
     Source: LLaDA (arXiv:2502.09992), Eq. 16.
     """
     return unconditional + (1 + cfg_scale) * (conditional - unconditional)
+
+
+def process(processors: Iterable[Callable[[Tensor, Tensor], Any]], ids: Tensor, logits: Tensor) -> Tensor:
+    """Run logits processors one after the other.
+
+    Args:
+        processors: each maps (ids, logits) to logits.
+        ids: the canvas of each scored position; int64 [num_scored, seq].
+        logits: [num_scored, vocab].
+
+    Returns:
+        [num_scored, vocab].
+
+    Raises:
+        ValueError: if one returns anything but logits of the same shape.
+    """
+    for processor in processors:
+        processed = processor(ids, logits)
+        if not isinstance(processed, Tensor) or processed.shape != logits.shape:
+            got = tuple(processed.shape) if isinstance(processed, Tensor) else repr(processed)
+            name = getattr(processor, "__name__", type(processor).__name__)
+            raise ValueError(
+                f"`logits_processor` must return logits of the shape that it got, {tuple(logits.shape)}; `{name}` "
+                f"returned {got}."
+            )
+        logits = processed
+    return logits
+
+
+def broken_logits(dtype: torch.dtype) -> ValueError:
+    """The error for logits that decide on nothing."""
+    return ValueError(
+        f"`logits` must be finite, with a token other than the mask to choose, at every masked position; got {dtype} "
+        "logits with NaN, infinity, or nothing left to choose. Check the weights (`float16` overflows: load the model "
+        'with dtype="bfloat16" or "float32"), and what `logits_processor`, `cfg_scale` and `logits_eos_inf` leave.'
+    )
 
 
 def low_confidence(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
