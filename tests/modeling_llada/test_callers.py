@@ -197,5 +197,7 @@ def test_a_soft_prompt_is_refused_rather_than_ignored(tiny_model, kind) -> None:
         ValueError, match=r"`prepare_inputs_for_generation` was replaced .*soft prompt would be ignored"
     ):
         tuned.generate(input_ids=PROMPT, **FEW)
+    with pytest.raises(ValueError, match="`model` has a soft prompt of PEFT"):
+        generate_many(tuned, PROMPT.tolist(), **FEW)
     # PEFT puts the model's own method back, and the base model is as free as before.
     assert torch.equal(tuned.get_base_model().generate(PROMPT, **FEW), tiny_model.generate(PROMPT, **FEW))
