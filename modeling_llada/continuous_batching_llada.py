@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from .generation_config_llada import LLaDAGenerationConfig
-from .generation_llada import Block, Canvas, answer_blocks, check_prompt
+from .generation_llada import Block, Canvas, answer_blocks, check_prompt, read_ids
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def generate_many(
 
     Raises:
         ValueError: before the first answer: as `generate`, with the prompt's number; for a batch size below 1, seeds
-            that are not one per prompt, and the two options above.
+            that are not one per prompt, the two options above, and a PEFT model with a soft prompt.
 
     Not handled: masks in the prompt (`infill`), streamers, stopping criteria and logits processors. Rounding depends on
     a batch's composition, as everywhere: two candidates within rounding of each other may change places.
@@ -114,6 +114,11 @@ def generate_many(
 
     ```
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            "`model` has a soft prompt of PEFT, which generation by diffusion would ignore; use another adapter, such "
+            "as LoRA, or pass the base model, `model.get_base_model()`."
+        )
     config = model.prepare_options(generation_config, options)
     _check_call(config, len(prompts), batch_size, seeds)
     for index, prompt in enumerate(prompts):
@@ -142,7 +147,7 @@ def _check_prompt(model: Any, config: LLaDAGenerationConfig, index: int, prompt:
     if isinstance(prompt, str):
         raise ValueError(f"Prompt {index} must be token ids, got text; encode it with the model's tokenizer.")
     try:
-        ids = torch.as_tensor(prompt, dtype=torch.long)[None]
+        ids = read_ids(prompt[None] if isinstance(prompt, Tensor) else [list(prompt)], model.device)
         check_prompt(ids, None, config, model.config.embedding_size)
         answer_blocks(config, len(prompt), model.config.max_sequence_length)
     except ValueError as error:

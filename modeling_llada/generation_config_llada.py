@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +33,14 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
     "block_length": (32, "int", "at least 1",
         "tokens per block; blocks are finished from left to right. The last one may be shorter; one block as long as "
         "`max_new_tokens` is pure diffusion"),
-    "temperature": (0.0, "float", "a number of at least 0",
+    "temperature": (0.0, "float", "0, or from 1e-6 to 1e6",
         "0 takes the most probable token; above 0, tokens are drawn from softmax(logits / temperature)"),
     "top_p": (None, "float", "None or in (0, 1]",
         "draw from the smallest set of tokens whose probabilities sum to it, in (0, 1]"),
     "top_k": (None, "int", "None or at least 1", "draw from the k most probable tokens"),
     "do_sample": (None, "bool", "None, True or False",
-        "`False` is greedy at any temperature; `True` needs a temperature above 0; `None` follows the temperature"),
+        "`False` is greedy at any temperature; `True` without a temperature draws at temperature 1; `None` follows the "
+        "temperature"),
     "remasking": ("low_confidence", "str", ("low_confidence", "margin", "entropy", "random"),
         "confidence by which tokens are committed: `low_confidence` (probability), `margin` (best minus second best), "
         "`entropy` (1 − entropy over its maximum) or `random`"),
@@ -58,7 +60,7 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "self-correction: after every step of a block but its last, this share of the block's earlier committed tokens "
         "is masked again, the least confident first. In [0, 1). With it, `steps=None` is one step per token. Not exact "
         "with caches, which still hold the keys of the old tokens' neighbours"),
-    "cfg_scale": (0.0, "float", "a number of at least 0",
+    "cfg_scale": (0.0, "float", "a finite number of at least 0",
         "strength w of unsupervised guidance: logits = u + (1 + w)(c − u), u from the prompt masked out; 0 is off. "
         "Doubles the work"),
     "compile": (False, "bool", "True or False",
@@ -93,7 +95,8 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
 BOUNDS: dict[str, Callable[[Any], bool]] = {
     "at least 1": lambda value: value >= 1,
     "at least 0": lambda value: value >= 0,
-    "a number of at least 0": lambda value: value >= 0,
+    "0, or from 1e-6 to 1e6": lambda value: value == 0 or 1e-6 <= value <= 1e6,
+    "a finite number of at least 0": lambda value: 0 <= value < math.inf,
     "above 0": lambda value: value > 0,
     "in (0, 1]": lambda value: 0 < value <= 1,
     "in [0, 1)": lambda value: 0 <= value < 1,
@@ -105,6 +108,48 @@ ALIASES = {"gen_length": "max_new_tokens"}
 METADATA = ("transformers_version", "_from_model_config", "_commit_hash")
 # Autoregressive fields that say nothing here even where they are set.
 WITHOUT_MEANING = ("use_cache",)
+# Numbers that torch takes as sizes.
+MAX_INT = 2**31 - 1
+_PROCESSOR = "pass a `logits_processor`, which is called for every masked position"
+# What callers of transformers pass and is not supported here, with the way out.
+HINTS = {
+    "inputs": "pass `input_ids`",
+    "inputs_embeds": "pass `input_ids`; the canvas consists of ids",
+    "token_type_ids": "leave it out; the model knows one kind of token",
+    "position_ids": "pass `attention_mask`, from which positions are counted",
+    "past_key_values": 'leave it out; the option `cache` ("prefix" or "dual") keeps keys and values within a call',
+    "cache_implementation": 'use the option `cache` ("prefix" or "dual")',
+    "custom_generate": "leave it out, or call your function with the model",
+    "synced_gpus": "leave it out, and let all processes make equally many passes with `steps` and `stop_at_eos=False`",
+    "num_return_sequences": "repeat the row of the prompt",
+    "num_beams": "leave it out; there are no beams to search",
+    "guidance_scale": "use `cfg_scale` (0 is off; it is `guidance_scale` - 1)",
+    "assistant_model": "leave it out; several tokens per pass come from `threshold` and its like",
+    "negative_prompt_ids": "use `cfg_scale`, whose other prompt is masked out",
+    "negative_prompt_attention_mask": "use `cfg_scale`, whose other prompt is masked out",
+    "prefix_allowed_tokens_fn": _PROCESSOR,
+    "use_model_defaults": "leave it out; the model's own options always hold where a call sets none",
+    "max_time": "pass `stopping_criteria` with a `MaxTimeCriteria`",
+    "stop_strings": "cut the decoded answer at the string; `stopping_criteria` are asked after every block",
+    "min_length": "use `logits_eos_inf=True` or `stop_at_eos=False`",
+    "min_new_tokens": "use `logits_eos_inf=True` or `stop_at_eos=False`",
+    "output_scores": "use `output_history` to see what was committed, or call the model",
+    "output_logits": "use `output_history` to see what was committed, or call the model",
+    "compile_config": "use `compile=True`",
+    "disable_compile": "leave it out; `compile=False` is the default",
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), _PROCESSOR),
+    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p", "top_h"), _PROCESSOR),
+}
+# Values of theirs that change nothing, beside None and False.
+NEUTRAL = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "guidance_scale": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+}
 
 
 class LLaDAGenerationConfig(GenerationConfig):
@@ -125,21 +170,37 @@ class LLaDAGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs: Any):
         metadata = {name: kwargs.pop(name) for name in METADATA if name in kwargs}
         options = {**DEFAULTS, **known_options(kwargs)}
-        if options["temperature"] is None:
-            # An empty temperature is the default, see `to_diff_dict`.
-            options["temperature"] = DEFAULTS["temperature"]
+        if options["do_sample"] and kwargs.get("temperature") is None:
+            options["temperature"] = 1.0
         for name, value in options.items():
             setattr(self, name, value)
         # The base class writes its own fields; it takes those that both have, and validates at its end.
         super().__init__(**options, **metadata)
 
     def validate(self, **kwargs: Any) -> None:
-        """Check every option on its own and against the others; the arguments of the base class do not apply."""
+        """Check every option on its own and against the others; the arguments of the base class do not apply.
+
+        Numbers of numpy and torch become Python's.
+        """
         for name, (_, kind, rule, _) in OPTIONS.items():
             value = getattr(self, name)
-            if not _obeys(value, kind, rule):
+            if hasattr(value, "tolist"):
+                value = value.tolist()
+                setattr(self, name, value)
+            if kind == "id":
+                ids = value if isinstance(value, (list, tuple)) and name == "eos_token_id" else [value]
+                is_valid = value is None or (len(ids) > 0 and all(type(token) is int for token in ids))
+                rule = "None or a token id" + (", or a list of token ids" if name == "eos_token_id" else "")
+            elif kind in ("bool", "str"):
+                is_valid = isinstance(value, bool) if kind == "bool" else value in rule
+            else:
+                is_number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+                is_valid = is_number and BOUNDS[rule.removeprefix("None or ")](value)
+            if not is_valid and not (value is None and rule[:4] == "None"):
                 expected = rule if isinstance(rule, str) else f"one of {', '.join(rule)}"
                 raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+            if kind == "int" and value is not None and value > MAX_INT:
+                raise ValueError(f"`{name}` must be at most {MAX_INT}, got {value}.")
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
@@ -197,6 +258,8 @@ class LLaDAGenerationConfig(GenerationConfig):
         updated = copy.copy(self)
         for name, value in known_options(options).items():
             setattr(updated, name, value)
+        if options.get("do_sample") and options.get("temperature") is None and not updated.temperature:
+            updated.temperature = 1.0
         updated._from_model_config = False
         updated.validate()
         return updated
@@ -209,9 +272,10 @@ class LLaDAGenerationConfig(GenerationConfig):
             options: replace this config's.
 
         Raises:
-            ValueError: as the class, and for a required token id that is not set anywhere.
+            ValueError: as the class, and for a required token id that is not set anywhere or not in the vocabulary.
         """
         config = self.updated(**options)
+        warn_of_unused(config)
         for name in ("mask_token_id", "eos_token_id", "pad_token_id", "eot_token_id"):
             if getattr(config, name) is None:
                 setattr(config, name, getattr(model_config, name, None))
@@ -224,10 +288,18 @@ class LLaDAGenerationConfig(GenerationConfig):
         }
         for name, reasons in readers.items():
             reason = next((reason for reason, is_set in reasons.items() if is_set), None)
-            if reason is not None and getattr(config, name) is None:
+            if reason is None:
+                continue
+            value = getattr(config, name)
+            if value is None:
                 raise ValueError(
                     f"`{name}` is needed for `{reason}`, but neither the call, nor the generation config, nor the "
                     f"model's config sets it; pass `{name}`."
+                )
+            ids, size = value if isinstance(value, (list, tuple)) else [value], model_config.embedding_size
+            if min(ids) < 0 or max(ids) >= size:
+                raise ValueError(
+                    f"`{name}` must lie in the vocabulary, 0..{size - 1}, got {value}; is it another model's?"
                 )
         return config
 
@@ -252,17 +324,12 @@ class LLaDAGenerationConfig(GenerationConfig):
         """
         if isinstance(config, cls):
             return config
+        warn_of_unused(config)
         is_ours = all(hasattr(config, name) for name in DEFAULTS)
         values = config.to_dict() if is_ours else config.to_diff_dict()
         options = {name: values[name] for name in DEFAULTS if values.get(name) is not None}
         if is_ours and values["max_new_tokens"] is None:
             options["max_new_tokens"] = None
-        ignored = set(config.to_diff_dict()).difference(DEFAULTS, METADATA, WITHOUT_MEANING)
-        if ignored and not is_ours:
-            logger.warning_once(
-                f"These options of the generation config have no meaning for masked diffusion and are not used: "
-                f"{', '.join(sorted(ignored))}."
-            )
         return cls(**options)
 
 
@@ -272,7 +339,7 @@ LLaDAGenerationConfig.__doc__ = (LLaDAGenerationConfig.__doc__ or "").replace("{
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Resolve other spellings and refuse unknown names.
+    """Resolve other spellings, drop what changes nothing, and refuse unknown names.
 
     Raises:
         ValueError: for an unknown name, with the nearest known one; for two spellings of one option.
@@ -280,6 +347,12 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
     resolved: dict[str, Any] = {}
     for name, value in options.items():
         target = ALIASES.get(name, name)
+        is_neutral = name in NEUTRAL and value == NEUTRAL[name]
+        if name in HINTS and (value is None or value is False or is_neutral):
+            continue
+        if target not in DEFAULTS and (name in HINTS or name in vars(GenerationConfig())):
+            hint = HINTS.get(name, "leave it out")
+            raise ValueError(f"`{name}` is not supported here; {hint}.")
         if target not in DEFAULTS:
             nearest = difflib.get_close_matches(name, [*DEFAULTS, *ALIASES], n=1, cutoff=0.5)
             hint = f"did you mean `{nearest[0]}`?" if nearest else f"known options: {', '.join(DEFAULTS)}."
@@ -287,14 +360,24 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
         if target in resolved:
             raise ValueError(f"`{name}` and `{target}` are the same option; pass one of them.")
         resolved[target] = value
+    if resolved.get("temperature", 0.0) is None:
+        # An empty temperature is the default, see `to_diff_dict`.
+        resolved["temperature"] = DEFAULTS["temperature"]
     return resolved
 
 
-def _obeys(value: Any, kind: str, rule: Any) -> bool:
-    """Whether a value is of the kind and obeys the rule of its row in `OPTIONS`; the model checks ids."""
-    if kind == "id" or (value is None and rule[:4] == "None"):
-        return True
-    if kind in ("bool", "str"):
-        return isinstance(value, bool) if kind == "bool" else value in rule
-    is_number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
-    return is_number and BOUNDS[rule.removeprefix("None or ")](value)
+def warn_of_unused(config: GenerationConfig) -> None:
+    """Name, in one warning, what is set on a generation config and is not an option here."""
+    plain = GenerationConfig()
+    known = (*DEFAULTS, *METADATA, *WITHOUT_MEANING)
+    unused = [
+        name
+        for name, value in vars(config).items()
+        if not (name in known or name[0] == "_" or value is False)
+        and value not in (getattr(plain, name, None), NEUTRAL.get(name))
+    ]
+    if unused:
+        logger.warning_once(
+            "These options of the generation config have no meaning for masked diffusion and are not used: "
+            f"{', '.join(sorted(unused))}."
+        )

@@ -8,10 +8,10 @@ V vocabulary.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,16 @@ from transformers.utils import ModelOutput, logging
 
 from .cache_llada import Rows, WindowPolicy
 from .generation_config_llada import LLaDAGenerationConfig
-from .unmasking_llada import Generators, Proposer, draw_uniform, guide, least_confident, schedule_share
+from .unmasking_llada import (
+    Generators,
+    Proposer,
+    broken_logits,
+    draw_uniform,
+    guide,
+    least_confident,
+    process,
+    schedule_share,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -76,9 +85,25 @@ class LLaDAGenerationMixin(GenerationMixin):
     ) -> LLaDAGenerationConfig:
         """The options of one call: `options` over `generation_config` over the model's own, checked and completed.
 
+        What every caller of transformers may pass is taken: `tokenizer` (not needed), `use_cache` (`True` is ignored
+        with a warning), and arguments that are not supported with a value that changes nothing, such as `num_beams=1`.
+
         Raises:
-            ValueError: as `LLaDAGenerationConfig.completed`.
+            ValueError: as `LLaDAGenerationConfig.completed`, and for a model whose soft prompt would be ignored.
         """
+        owner = getattr(self.prepare_inputs_for_generation, "__self__", self)
+        if owner is not self:
+            raise ValueError(
+                f"`prepare_inputs_for_generation` was replaced (by `{type(owner).__name__}`), as PEFT does for soft "
+                "prompts: prompt tuning, prefix tuning and p-tuning. Generation by diffusion does not call it, so the "
+                "soft prompt would be ignored; use another adapter, such as LoRA."
+            )
+        if options.get("use_cache"):
+            logger.warning_once(
+                "`use_cache=True` has no meaning for masked diffusion and is not used; the option `cache` keeps keys "
+                "and values."
+            )
+        options = {name: value for name, value in options.items() if name not in ("tokenizer", "use_cache")}
         config = self.generation_config
         if generation_config is not None:
             config = LLaDAGenerationConfig.from_generation_config(generation_config)
@@ -99,6 +124,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         stopping_criteria: Optional[StoppingCriteriaList] = None,
         streamer: Optional[Any] = None,
         generator: Generators = None,
+        inputs: Optional[Tensor] = None,
         **options: Any,
     ) -> Union[Tensor, LLaDAGenerationOutput]:
         """Answer prompts: append a canvas of masks and fill it block by block, the most confident tokens first.
@@ -114,7 +140,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         8. Return the canvas.
 
         Args:
-            input_ids: prompts, padded on either side; int64 [batch, prompt].
+            input_ids: prompts, padded on either side; integers [batch, prompt], a tensor or lists of one length.
             attention_mask: nonzero at prompt tokens; [batch, prompt]. None: no padding.
             generation_config: options in place of the model's.
             logits_processor: called as (ids [num_scored, seq], logits [num_scored, vocab]); one row per scored
@@ -125,7 +151,8 @@ class LLaDAGenerationMixin(GenerationMixin):
                 method (transformers' `TextDiffusionStreamer`), `put(block)` for every finished block, `end()`.
             generator: source of all draws. A list with one generator per row makes a row's draws independent of its
                 neighbours, so that a batch equals its rows run alone.
-            options: any option of `LLaDAGenerationConfig`.
+            inputs: transformers' name of `input_ids`.
+            options: any option of `LLaDAGenerationConfig`; see `prepare_options` for what else is taken.
 
         Returns:
             Prompt and answer, padded after an end-of-text token, int64 [batch, prompt + max_new_tokens] (up to the last
@@ -133,7 +160,8 @@ class LLaDAGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: for unknown or contradictory options, a prompt that is empty, holds masks (use `infill`) or
-                ids outside the vocabulary, a row of padding only, a required token id that is not set anywhere.
+                ids outside the vocabulary, a row of padding only, a required token id that is not set anywhere, and
+                logits that are not finite or leave nothing to choose.
 
         Not handled: `num_return_sequences` (repeat the prompt) and beams.
 
@@ -156,6 +184,9 @@ class LLaDAGenerationMixin(GenerationMixin):
         config = self.prepare_options(generation_config, options)
         if stopping_criteria and config.pad_token_id is None:
             raise ValueError("`pad_token_id` is needed for `stopping_criteria`, to fill stopped rows; pass it.")
+        if inputs is not None and input_ids is not None:
+            raise ValueError("`inputs` and `input_ids` are the same argument; pass one of them.")
+        input_ids = read_ids(input_ids if inputs is None else inputs, self.device)
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size)
         # 2. Build the canvas: the prompts and the answer's blocks of masks.
         start = input_ids.shape[1]
@@ -208,14 +239,17 @@ class LLaDAGenerationMixin(GenerationMixin):
                 candidates, confidence, entropies = proposer(logits, candidate_draws, order_draws)
                 confidence = _on_grid(confidence, is_masked, -torch.inf)
                 is_committed = rule(confidence, at_least, _on_grid(entropies, is_masked, 0.0))
-                canvas.commit(start, end, is_masked, candidates, is_committed)
+                block = canvas.commit(start, end, is_masked, candidates, is_committed)
+                is_masked, is_broken = is_masked ^ is_committed, confidence.isnan()
                 if config.remask_rate:
-                    canvas.mask_again(start, end, is_committed, confidence, config.remask_rate, steps_left)
+                    is_masked |= canvas.mask_again(start, end, is_committed, confidence, config.remask_rate, steps_left)
                 if config.freeze_prompt:
                     windows.keep_prompt()
                 # 7. Let rows leave that have nothing left to do; report.
                 step += 1
-                is_masked, is_kept = canvas.end_pass(start, end, step, eos_ids, config.pad_token_id)
+                is_masked, is_kept = canvas.end_pass(block, is_masked, is_broken, start, step, eos_ids, config)
+                if is_kept is not None and is_broken.any():
+                    raise broken_logits(logits.dtype)
                 if windows is not None and is_kept is not None:
                     windows.keep(is_kept)
                 if reporter is not None:
@@ -256,7 +290,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         one token. Rows may hold different numbers of masks.
 
         Args:
-            input_ids: text with masks; int64 [batch, seq].
+            input_ids: text with masks; integers [batch, seq], a tensor or lists of one length.
             attention_mask: nonzero at valid positions; [batch, seq]. None: no padding.
             generation_config, logits_processor, generator, options: as for `generate`. The options `max_new_tokens`,
                 `max_length`, `stop_at_eos`, `freeze_prompt` and `suffix_window` have no meaning here and raise.
@@ -275,9 +309,12 @@ class LLaDAGenerationMixin(GenerationMixin):
         # A checkpoint whose answers grow sets no length; the text to be filled in has one.
         defaults |= {"max_new_tokens": 1, "max_length": None}
         config = self.prepare_options(generation_config, {**defaults, **options})
+        input_ids = read_ids(input_ids, self.device)
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size, holds_masks=True)
         canvas = Canvas(input_ids, config.mask_token_id, attention_mask, generator)
-        is_masked = canvas.is_masked(0, input_ids.shape[1])
+        is_masked = input_ids == config.mask_token_id
+        if attention_mask is not None:
+            is_masked &= attention_mask
         if not is_masked.any():
             raise ValueError(
                 f"`input_ids` holds no mask token ({config.mask_token_id}); put it where text is to be filled in."
@@ -289,6 +326,16 @@ class LLaDAGenerationMixin(GenerationMixin):
         blocks = make_blocks([span for span in spans if is_masked[:, slice(*span)].any()], config)
         with self.prepacked_weights(config.pack_weights):
             return self.denoise(canvas, blocks, config, logits_processor, streamer=streamer)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Transformers' continuous batching decodes from left to right; see `generate_many`."""
+        raise NotImplementedError(
+            "`generate_batch`, `init_continuous_batching` and `continuous_batching_context_manager` decode from left "
+            "to right with a paged cache, which masked diffusion does not have; use `generate_many`, which gives the "
+            "place of a finished row to the next prompt."
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     def _score(
         self,
@@ -331,7 +378,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         if config.cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, config.cfg_scale)
-        return processors(canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
+        return process(processors, canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
 
 
 @functools.lru_cache
@@ -391,11 +438,6 @@ class Canvas:
         self.num_passes, self.num_committed = ids.new_zeros(ids.shape[0]), ids.new_zeros(ids.shape[0])
         self.confidence: Optional[Tensor] = None
 
-    def is_masked(self, start: int, end: int) -> Tensor:
-        """Masked positions of columns start..end-1 of the active rows; bool [active, end - start]."""
-        is_masked = self.ids[self.rows, start:end] == self.mask_token_id
-        return is_masked if self.attention_mask is None else is_masked & self.attention_mask[self.rows, start:end]
-
     def start_block(self, start: int, end: int) -> Tensor:
         """Let every row that is alive and holds a mask in the block take part.
 
@@ -403,7 +445,9 @@ class Canvas:
             The block's masked positions; bool [active, block].
         """
         self.rows, self.confidence = slice(None), None
-        is_masked = self.is_masked(start, end)
+        is_masked = self.ids[:, start:end] == self.mask_token_id
+        if self.attention_mask is not None:
+            is_masked &= self.attention_mask[:, start:end]
         is_active = is_masked.any(-1) & self.is_alive
         if not is_active.all():
             self.rows = is_active.nonzero()[:, 0]
@@ -429,7 +473,7 @@ class Canvas:
             generator = [generator[row] for row in rows]
         return draw_uniform(tuple(is_masked.shape), generator, is_masked.device)[is_masked]
 
-    def commit(self, start: int, end: int, is_masked: Tensor, candidates: Tensor, is_committed: Tensor) -> None:
+    def commit(self, start: int, end: int, is_masked: Tensor, candidates: Tensor, is_committed: Tensor) -> Tensor:
         """Write candidates into columns start..end-1 of the active rows.
 
         Args:
@@ -437,9 +481,14 @@ class Canvas:
             is_masked: positions that have a candidate; bool [active, block].
             candidates: int64 [num_scored].
             is_committed: masked positions whose candidate is written; bool [active, block].
+
+        Returns:
+            The block as it now is; int64 [active, block].
         """
         block = self.ids[self.rows, start:end]
-        self.ids[self.rows, start:end] = torch.where(is_committed, block.masked_scatter(is_masked, candidates), block)
+        block = torch.where(is_committed, block.masked_scatter(is_masked, candidates), block)
+        self.ids[self.rows, start:end] = block
+        return block
 
     def mask_again(
         self,
@@ -449,7 +498,7 @@ class Canvas:
         confidence: Tensor,
         remask_rate: float,
         steps_left: Union[int, Tensor],
-    ) -> None:
+    ) -> Tensor:
         """Mask the least confident of the tokens that the block's earlier steps committed, unless this is the last one.
 
         Args:
@@ -458,6 +507,9 @@ class Canvas:
             confidence: of this step's candidates; float32 [active, block].
             remask_rate: share of the earlier tokens.
             steps_left: of the block, this one included; a number, or int64 [active].
+
+        Returns:
+            The positions that are masked again; bool [active, block].
         """
         if self.confidence is None:
             self.confidence = torch.full_like(confidence, torch.inf)
@@ -465,38 +517,52 @@ class Canvas:
         is_doubted &= torch.as_tensor(steps_left, device=is_doubted.device).reshape(-1, 1) > 1
         self.confidence = torch.where(is_committed, confidence, self.confidence).masked_fill(is_doubted, torch.inf)
         self.ids[self.rows, start:end] = self.ids[self.rows, start:end].masked_fill(is_doubted, self.mask_token_id)
+        return is_doubted
 
     def end_pass(
-        self, start: int, end: int, num_passes: int, eos_ids: Optional[Tensor], pad_token_id: Optional[int]
+        self,
+        block: Tensor,
+        is_masked: Tensor,
+        is_broken: Tensor,
+        start: int,
+        num_passes: int,
+        eos_ids: Optional[Tensor],
+        config: LLaDAGenerationConfig,
     ) -> tuple[Tensor, Optional[Tensor]]:
         """Let rows leave that have nothing left to do in a block: no mask, or an end of text with no mask before it.
 
+        Rows that cannot go on leave too; one look at the device serves both.
+
         Args:
-            start, end: columns of the block.
+            block: its ids; int64 [active, block]. They do not matter at masked positions.
+            is_masked: bool [active, block].
+            is_broken: positions whose logits are not finite; bool [active, block].
+            start: first column of the block.
             num_passes: passes in the block so far.
             eos_ids: tokens any of which ends a row; int64 [num_eos]. None looks for no end.
-            pad_token_id: replaces what follows a row's end.
+            config: gives the id of the padding, which replaces what follows a row's end.
 
         Returns:
             The block's masked positions of the rows that stay, bool [active, block]; which rows those are,
             bool [active as it was], or None if all stay.
         """
-        is_masked = self.is_masked(start, end)
         is_final = is_masked.cumsum(-1) == 0
-        is_done = is_final[:, -1:]
+        is_done = is_final[:, -1:] | is_broken
         if eos_ids is not None:
-            is_end = is_final & torch.isin(self.ids[self.rows, start:end], eos_ids)
+            is_end = is_final & torch.isin(block, eos_ids)
             is_done = is_end | is_done
         if not is_done.any():
             return is_masked, None
         rows = torch.arange(len(self.ids), device=self.ids.device)[self.rows]
         is_done = is_done.any(-1)
-        self.num_passes[rows[is_done]] += num_passes
-        self.num_committed[rows[is_done]] -= is_masked[is_done].sum(-1)
+        leaving = rows[is_done]
+        self.num_passes[leaving] += num_passes
+        self.num_committed[leaving] -= is_masked[is_done].sum(-1)
         if eos_ids is not None:
             has_end = is_end.any(-1)
             if has_end.any():
-                self.finish(rows[has_end], start + 1 + is_end[has_end].int().argmax(-1), pad_token_id)
+                ends = start + 1 + is_end[has_end].int().argmax(-1)
+                self.finish(rows[has_end], ends, config.pad_token_id)
         self.rows = rows[~is_done]
         if self.confidence is not None:
             self.confidence = self.confidence[~is_done]
@@ -522,8 +588,39 @@ class Canvas:
         self.is_alive[rows] = False
 
 
+def read_ids(input_ids: Any, device: torch.device) -> Tensor:
+    """Token ids as a tensor; int64 [batch, seq].
+
+    Args:
+        input_ids: a tensor or array of integers, or lists of one length.
+        device: where lists and arrays go.
+
+    Raises:
+        ValueError: for text, a whole encoding, rows of different lengths, no ids, and numbers that are not whole.
+    """
+    if isinstance(input_ids, Mapping):
+        raise ValueError("`input_ids` must be token ids, got a whole encoding; pass it as `**encoding`.")
+    rows = input_ids if isinstance(input_ids, (list, tuple)) else [input_ids]
+    if any(isinstance(row, str) for row in rows):
+        raise ValueError("`input_ids` must be token ids, got text; encode it with the model's tokenizer.")
+    if input_ids is not None and not isinstance(input_ids, Tensor):
+        try:
+            input_ids = torch.as_tensor(input_ids, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                "`input_ids` must be rows of token ids of one length; pad them and pass the `attention_mask`, or call "
+                "`generate_many`."
+            ) from None
+    if input_ids is None or input_ids.dim() != 2 or input_ids.numel() == 0:
+        shape = None if input_ids is None else tuple(input_ids.shape)
+        raise ValueError(f"`input_ids` must hold at least one token per row, int64 [batch, seq], got {shape}.")
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+        raise ValueError(f"`input_ids` must be whole numbers, int64 [batch, seq], got {input_ids.dtype}.")
+    return input_ids.long()
+
+
 def check_prompt(
-    input_ids: Optional[Tensor],
+    input_ids: Tensor,
     attention_mask: Optional[Tensor],
     config: LLaDAGenerationConfig,
     vocab_size: int,
@@ -533,7 +630,7 @@ def check_prompt(
 
     Args:
         input_ids: int64 [batch, prompt].
-        attention_mask: nonzero at prompt tokens, [batch, prompt], or None.
+        attention_mask: nonzero at prompt tokens, [batch, prompt], a tensor or lists; or None.
         config: gives the ids of mask and padding.
         vocab_size: ids that the embedding knows.
         holds_masks: whether masks may stand in the prompt.
@@ -542,12 +639,9 @@ def check_prompt(
         The padding mask, bool [batch, prompt]; None if nothing is padded.
 
     Raises:
-        ValueError: for no ids, ids outside the vocabulary, a row of nothing but masks or padding, masks where none may
+        ValueError: for ids outside the vocabulary, a row of nothing but masks or padding, masks where none may
             stand, and a mask of another shape.
     """
-    if input_ids is None or input_ids.dim() != 2 or input_ids.numel() == 0:
-        shape = None if input_ids is None else tuple(input_ids.shape)
-        raise ValueError(f"`input_ids` must hold at least one token per row, int64 [batch, seq], got {shape}.")
     lowest, highest = int(input_ids.min()), int(input_ids.max())
     if lowest < 0 or highest >= vocab_size:
         raise ValueError(
@@ -576,6 +670,7 @@ def check_prompt(
                 "`attention_mask` was given: padding is read as text. Pass the tokenizer's `attention_mask`."
             )
         return None
+    attention_mask = torch.as_tensor(attention_mask, device=input_ids.device)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got "

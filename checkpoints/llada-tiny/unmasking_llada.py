@@ -7,9 +7,9 @@ V vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor
@@ -33,10 +33,47 @@ def guide(conditional: Tensor, unconditional: Tensor, cfg_scale: float) -> Tenso
     return unconditional + (1 + cfg_scale) * (conditional - unconditional)
 
 
+def process(processors: Iterable[Callable[[Tensor, Tensor], Any]], ids: Tensor, logits: Tensor) -> Tensor:
+    """Run logits processors one after the other.
+
+    Args:
+        processors: each maps (ids, logits) to logits.
+        ids: the canvas of each scored position; int64 [num_scored, seq].
+        logits: [num_scored, vocab].
+
+    Returns:
+        [num_scored, vocab].
+
+    Raises:
+        ValueError: if one returns anything but logits of the same shape.
+    """
+    for processor in processors:
+        processed = processor(ids, logits)
+        if not isinstance(processed, Tensor) or processed.shape != logits.shape:
+            got = tuple(processed.shape) if isinstance(processed, Tensor) else repr(processed)
+            name = getattr(processor, "__name__", type(processor).__name__)
+            raise ValueError(
+                f"`logits_processor` must return logits of the shape that it got, {tuple(logits.shape)}; `{name}` "
+                f"returned {got}."
+            )
+        logits = processed
+    return logits
+
+
+def broken_logits(dtype: torch.dtype) -> ValueError:
+    """The error for logits that decide on nothing."""
+    return ValueError(
+        f"`logits` must be finite, with a token other than the mask to choose, at every masked position; got {dtype} "
+        "logits with NaN, infinity, or nothing left to choose. Check the weights (`float16` overflows: load the model "
+        'with dtype="bfloat16" or "float32"), and what `logits_processor`, `cfg_scale` and `logits_eos_inf` leave.'
+    )
+
+
 def low_confidence(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
     """Probability of each candidate under the model, in [0, 1]: commit the most probable, remask the rest.
 
-    The mask token keeps its share of the distribution, as in the released sampler.
+    The mask token keeps its share of the distribution, as in the released sampler. NaN where the candidate's logit or
+    the sum over the vocabulary is not finite.
 
     Args:
         logits: float32 [num_scored, vocab].
@@ -49,7 +86,9 @@ def low_confidence(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Te
     Source: LLaDA (arXiv:2502.09992), section 2.4, low-confidence remasking.
     """
     chosen = logits.gather(-1, candidates[:, None])[:, 0]
-    return (chosen - logits.logsumexp(-1)).exp()
+    log_probability = chosen - logits.logsumexp(-1)
+    # 0 times a finite number changes no bit of the sum; 0 times an infinite one is NaN.
+    return log_probability.exp().add(log_probability, alpha=0)
 
 
 def margin(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
@@ -70,7 +109,8 @@ def entropy(logits: Tensor, candidates: Tensor, mask_token_id: int) -> Tensor:
 
     Source: the ordering of Ben-Hamu et al., EB-Sampler (arXiv:2505.24857), scaled to the range of the other measures.
     """
-    return 1.0 - prediction_entropy(logits, mask_token_id) / math.log(logits.shape[-1] - 1)
+    # One token besides the mask: its entropy is 0, whatever it is divided by.
+    return 1.0 - prediction_entropy(logits, mask_token_id) / math.log(max(logits.shape[-1] - 1, 2))
 
 
 def prediction_entropy(logits: Tensor, mask_token_id: int) -> Tensor:
@@ -127,8 +167,8 @@ class Proposer:
             order_draws: uniforms in [0, 1); [num_scored]. Needed if `measure` is `random`.
 
         Returns:
-            Candidates, int64 [num_scored]; confidences, float32 [num_scored]; entropies of the predictions in nats,
-            float32 [num_scored], or None.
+            Candidates, int64 [num_scored]; confidences, float32 [num_scored], NaN where logits are NaN or +inf or where
+            no token may be proposed; entropies of the predictions in nats, float32 [num_scored], or None.
         """
         logits = logits.float()
         if self.suppressed_ids:
@@ -137,16 +177,24 @@ class Proposer:
             candidates = most_probable(logits, self.mask_token_id)
         else:
             candidates = sample(self.warp(None, _proposable(logits, self.mask_token_id)), candidate_draws)
+            # Draws among logits that are not finite end at the last token, whatever it is.
+            last = logits.shape[-1] - 1
+            candidates = candidates.clamp(max=last - 1 if self.mask_token_id == last else last)
         entropies = prediction_entropy(logits, self.mask_token_id) if self.needs_entropy else None
-        if self.measure == "random":
-            return candidates, order_draws, entropies
-        if self.last_ids:
+        if self.measure != "random" and not self.last_ids:
+            return candidates, CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id), entropies
+        # Random order and last tokens hide logits that are not finite, but the probability does not.
+        probability = low_confidence(logits, candidates, self.mask_token_id)
+        confidence = order_draws
+        if self.measure != "random":
             logits[:, list(self.last_ids)] = -torch.inf
-        return candidates, CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id), entropies
+            # NaN where nothing but last tokens is left.
+            confidence = CONFIDENCE_MEASURES[self.measure](logits, candidates, self.mask_token_id).nan_to_num(0.0)
+        return candidates, confidence.add(probability, alpha=0), entropies
 
 
 def most_probable(logits: Tensor, mask_token_id: int) -> Tensor:
-    """The most probable token of each row, the mask token left out.
+    """The most probable token of each row, the mask token left out, even where nothing else has a finite logit.
 
     Args:
         logits: [num_scored, vocab]; written to and restored, which saves a copy.
@@ -155,6 +203,8 @@ def most_probable(logits: Tensor, mask_token_id: int) -> Tensor:
     Returns:
         int64 [num_scored].
     """
+    if mask_token_id == 0:  # the first of equals, where all are -inf
+        return logits[:, 1:].argmax(-1) + 1
     of_mask = logits[:, mask_token_id]
     saved = of_mask.clone()
     of_mask.fill_(-torch.inf)
@@ -281,7 +331,7 @@ class CommitRule:
         """Mark the tokens to commit.
 
         Args:
-            confidence: -inf where nothing may be committed; float32 [batch, block].
+            confidence: -inf or NaN where nothing may be committed; float32 [batch, block].
             at_least: tokens that the pass commits in any case, if so many are masked; a number, or int64 [batch].
             entropies: entropy of each prediction in nats, 0 where nothing may be committed; float32 [batch, block].
 
@@ -295,8 +345,8 @@ class CommitRule:
             # Every rule holds for a prefix of the ranking.
             counts = (is_allowed & (ranked > -torch.inf)).sum(-1, keepdim=True).clamp(min=counts)
         is_first = torch.arange(1, order.shape[-1] + 1, device=order.device) <= counts
-        is_committed = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, is_first.expand_as(order))
-        return is_committed & (confidence > -torch.inf)
+        is_first = is_first.expand_as(order)
+        return is_first.scatter(-1, order, is_first) & (confidence > -torch.inf)
 
     def is_allowed(self, ranked: Tensor, entropies: Optional[Tensor]) -> Optional[Tensor]:
         """Whether the rule allows to commit the first n tokens, for n = 1..block.

@@ -187,7 +187,7 @@ def test_infill_fills_the_masks_and_leaves_the_rest():
     [
         (["a", "--steps", "1", "-n", "64"], "`steps` must be at least the number of blocks (2), got 1"),
         (["a", "--remasking", "confidence"], "`remasking` must be one of low_confidence"),
-        (["a", "--temperature", "-1"], "`temperature` must be a number of at least 0"),
+        (["a", "--temperature", "-1"], "`temperature` must be 0, or from 1e-6 to 1e6"),
         (["a", "--chat", "--infill"], "`--chat` and `--infill` exclude each other"),
         (["a<|mdm_mask|>", "--infill", "-n", "4"], "`--max-new-tokens` has no effect"),
         (["a", "--infill"], "`--infill` found no <|mdm_mask|> in 'a'"),
