@@ -220,10 +220,11 @@ def check_gaps(gaps: list[Gap]) -> None:
 
 
 def _cases(config: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids int64 [batch, length] of all tokens, and the mask int64 [batch, length]."""
+    """Ids int64 [batch, length] of all tokens, some of them masked, and the mask int64 [batch, length]."""
     generator = torch.Generator().manual_seed(0)
     for num_rows, length in _CASES:
         ids = torch.randint(config.vocab_size, (num_rows, length), generator=generator)
+        ids[:, ::4] = config.mask_token_id
         mask = torch.ones_like(ids)
         mask[1:2, : int(_PADDING * length)] = 0
         yield ids, mask
