@@ -463,6 +463,12 @@ def test_copies_and_pickles_compute_the_same(tmp_path) -> None:
         assert other.generation_config.block_length == 32
 
 
+def test_peft_finds_the_sizes_for_soft_prompts() -> None:
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(small_model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert adapted.prompt_encoder["default"].embedding.weight.shape == (2, 32)
+
+
 def test_a_lora_adapter_on_the_official_module_names_trains_and_generates() -> None:
     peft = pytest.importorskip("peft")
     names = ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]
@@ -474,3 +480,17 @@ def test_a_lora_adapter_on_the_official_module_names_trains_and_generates() -> N
     trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
     assert len(trained) == 2 * 7 * 2 and all("lora_" in name for name in trained)
     assert adapted.generate(input_ids=ids_of(1, 4), max_new_tokens=4).shape == (1, 8)
+
+
+@torch.no_grad()
+def test_peft_adapts_both_sides_of_a_tied_weight() -> None:
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[3, 5])
+    adapted = peft.get_peft_model(small_model(weight_tying=True), adapter).eval()
+    for name, parameter in adapted.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.normal_()
+    noisy = ids_of(2, 6)
+    noisy[:, :3] = torch.tensor([3, 99, 5])
+    logits = adapted(input_ids=noisy).logits
+    assert torch.allclose(adapted.merge_and_unload()(noisy).logits, logits, atol=1e-4)
