@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Optional
 
+import transformers
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
@@ -17,6 +18,9 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
     "AutoModelForMaskedLM": "modeling_llada.LLaDAModelLM",
 }
+
+# transformers 4 cannot split embedding and head over devices.
+SPLITS_VOCABULARY = not transformers.__version__.startswith("4.")
 
 # Official fields that change the computation, with the only values this model computes.
 SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -160,6 +164,22 @@ class LLaDAConfig(PretrainedConfig):
         "initializer_range": "init_std",
         "tie_word_embeddings": "weight_tying",
         "hidden_act": "activation_type",
+    }
+    # How transformers splits the modules of `LLaDAModel` over devices: within a layer, and by whole parameters.
+    base_model_tp_plan = {
+        "transformer.blocks.*.q_proj": "colwise",
+        "transformer.blocks.*.k_proj": "colwise",
+        "transformer.blocks.*.v_proj": "colwise",
+        "transformer.blocks.*.attn_out": "rowwise",
+        "transformer.blocks.*.ff_proj": "colwise",
+        "transformer.blocks.*.up_proj": "colwise",
+        "transformer.blocks.*.ff_out": "rowwise",
+        **({"transformer.wte": "embedding_rowwise"} if SPLITS_VOCABULARY else {}),
+    }
+    base_model_fsdp_plan = {
+        "transformer.wte": "free_full_weight",
+        "transformer.blocks.*": "free_full_weight",
+        "transformer.ln_f": "keep_full_weight",
     }
 
     def __init__(

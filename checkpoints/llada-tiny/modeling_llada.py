@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .cache_llada import BlockCache
-from .configuration_llada import LLaDAConfig
+from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
 from .continuous_batching_llada import generate_many
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
@@ -435,6 +435,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     # As a method; the function takes any model that generates.
     generate_many = generate_many
     _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
+    # The rest is `LLaDAConfig.base_model_tp_plan`.
+    _tp_plan = {"model.transformer.ff_out": "colwise_gather_output"} if SPLITS_VOCABULARY else None
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
