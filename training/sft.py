@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
+from .adapters import complete_adapter
 from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
 from .diffusion_trainer import (
     EVALUATION_STEP,
@@ -194,6 +195,8 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
         check_model(self._model_config)
         self._max_length = _longest_row(args.max_length, self._model_config.max_sequence_length)
         self.loss_normalization = args.loss_normalization
+        if (adapter := options.get("peft_config")) is not None:
+            complete_adapter(adapter)
         own_forward = None if isinstance(model, str) else vars(_without_adapter(model)).get("forward")
         super().__init__(
             model=model,
