@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 from typing import Any, Optional, Union
 
 from safetensors import SafetensorError
@@ -51,8 +52,7 @@ class ResumableTrainer(Trainer):
         write no weights at all.
         """
         save = super().save_model
-        is_checkpoint = _internal_call and output_dir is not None
-        if not self.is_fsdp_enabled or is_checkpoint:
+        if not self.is_fsdp_enabled or (_internal_call and output_dir is not None):
             return save(output_dir, _internal_call)
         plugin = self.accelerator.state.fsdp_plugin
         configured = plugin.state_dict_type
@@ -66,7 +66,10 @@ class ResumableTrainer(Trainer):
         run_folder = self._get_output_dir(trial=trial)
         checkpoint = os.path.join(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            _clear(checkpoint)
+            # First, so that a kill in here leaves nothing that looks complete.
+            Path(checkpoint, TRAINER_STATE_NAME).unlink(missing_ok=True)
+            if os.path.isdir(checkpoint):
+                shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
@@ -84,15 +87,16 @@ class ResumableTrainer(Trainer):
 
 def last_checkpoint(output_dir: str) -> Optional[str]:
     """The complete checkpoint of most steps in `output_dir`, or None."""
-    complete = [folder for folder in _checkpoints(output_dir) if is_complete(folder)]
-    return complete[-1] if complete else None
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    steps = {name: int(match[1]) for name in names if (match := _FOLDER.fullmatch(name))}
+    latest_first = (os.path.join(output_dir, name) for name in sorted(steps, key=steps.__getitem__, reverse=True))
+    return next(filter(is_complete, latest_first), None)
 
 
 def is_complete(checkpoint: str) -> bool:
     """Whether the folder `checkpoint` was written to its end."""
     try:
-        with open(os.path.join(checkpoint, TRAINER_STATE_NAME), encoding="utf-8") as file:
-            json.load(file)
+        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return True
@@ -127,20 +131,3 @@ def checkpoint_to_resume(wish: Optional[Union[bool, str]], output_dir: str) -> O
             f"was saved; the last complete one in {output_dir} is {last_checkpoint(output_dir)}."
         )
     return checkpoint
-
-
-def _checkpoints(output_dir: str) -> list[str]:
-    """Folders of checkpoints, complete or not, by number of steps."""
-    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
-    steps = {name: int(match[1]) for name in names if (match := _FOLDER.fullmatch(name))}
-    return [os.path.join(output_dir, name) for name in sorted(steps, key=steps.__getitem__)]
-
-
-def _clear(checkpoint: str) -> None:
-    """Remove the folder in whose place a checkpoint is about to be written."""
-    state = os.path.join(checkpoint, TRAINER_STATE_NAME)
-    if os.path.exists(state):
-        # First, so that a kill in here leaves nothing that looks complete.
-        os.remove(state)
-    if os.path.isdir(checkpoint):
-        shutil.rmtree(checkpoint)
