@@ -302,7 +302,7 @@ class LLaDAHarnessModel(TemplateLM):
 
     def _encode_prompt(self, request: Instance, config: Any, lost: Truncation) -> Ids:
         """Encode a prompt, with as much of it as the canvas leaves room for."""
-        canvas = config.max_new_tokens or config.longest_block
+        canvas = config.max_new_tokens or config.block_length
         if canvas >= self.max_length:
             raise ValueError(
                 f"`max_new_tokens` must leave room for a prompt in the model's {self.max_length} tokens, got {canvas} "
