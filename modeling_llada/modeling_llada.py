@@ -320,7 +320,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         self._check_call(input_ids, inputs_embeds, use_cache)
-        attention_options = self._attention_options(kwargs)
+        attention_options = self._attention_options(kwargs) if kwargs else {}
         keeps_all = bool(output_hidden_states or output_attentions)
         hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         length = hidden_states.shape[1]
@@ -501,7 +501,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             )
         keeps_some = isinstance(logits_to_keep, Tensor) or logits_to_keep != 0
         is_partial = logits_positions is not None or logits_window is not None
-        _check_selection(labels is not None, is_partial, logits_to_keep if keeps_some else None)
+        if keeps_some or labels is not None:
+            _check_selection(labels is not None, is_partial, logits_to_keep if keeps_some else None)
         if labels is None and not is_partial and past_key_values is None:
             self._warn_without_masks(input_ids)
         outputs = self.model(
