@@ -186,7 +186,7 @@ def measure_gaps(model: Any, full: Runner, block: Runner | None = None) -> list[
     """
     pairs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for ids, mask in _cases(model.config):
-        expected = model(ids, attention_mask=mask).logits
+        expected = model(ids, attention_mask=mask, logits_window=(0, ids.shape[1])).logits
         is_valid, positions = mask.bool(), torch.arange(ids.shape[1])[None].repeat(len(ids), 1)
         logits = full({"input_ids": ids, "attention_mask": mask})["logits"]
         pairs["full graph"].append((logits[is_valid], expected[is_valid]))

@@ -400,6 +400,9 @@ def _first_file(folder: Path, names: tuple[str, ...]) -> str | None:
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"it must hold a JSON object, got {fields!r}")
     except ValueError as error:
         raise ValueError(f"The {path.name} of `{name}` is corrupt ({error}); download or save it again.") from None
+    return fields

@@ -1,8 +1,15 @@
 """The configuration of LLaDA: sizes and token ids, under the official field names."""
 
+import inspect
+import math
+from collections.abc import Callable
 from typing import Any, Optional
 
+import transformers
 from transformers import PretrainedConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Where the Auto classes find the code beside a checkpoint.
 AUTO_MAP = {
@@ -11,6 +18,9 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
     "AutoModelForMaskedLM": "modeling_llada.LLaDAModelLM",
 }
+
+# transformers 4 cannot split embedding and head over devices.
+SPLITS_VOCABULARY = not transformers.__version__.startswith("4.")
 
 # Official fields that change the computation, with the only values this model computes.
 SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -36,6 +46,68 @@ SUPPORTED_VALUES: dict[str, tuple[Any, ...]] = {
     "scale_logits": (False, None),
 }
 
+# Hugging Face's names in `to_dict`, because PEFT and others read the dictionary. `config.json` keeps the official ones.
+DICTIONARY_NAMES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(one) is kind for one in value)
+
+
+# What a field must be, in words, and whether a value is that.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "True or False": lambda value: isinstance(value, bool),
+    "True, False or None": lambda value: value is None or isinstance(value, bool),
+    "a positive integer": lambda value: _is_integer(value) and value >= 1,
+    "a positive integer or None": lambda value: value is None or (_is_integer(value) and value >= 1),
+    "a positive number": lambda value: _is_number(value) and value > 0,
+    "a positive number or None": lambda value: value is None or (_is_number(value) and value > 0),
+    "a number of at least 0": lambda value: _is_number(value) and value >= 0,
+    "an integer or None": lambda value: value is None or _is_integer(value),
+    "an integer, a list of integers or None": lambda value: (
+        value is None or _is_integer(value) or (bool(value) and _is_list_of(int)(value))
+    ),
+    "a list of names or None": lambda value: value is None or _is_list_of(str)(value),
+}
+# Fields of this model and those of transformers that it reads itself; switches are in `SUPPORTED_VALUES`.
+FIELD_TYPES: dict[str, str] = {
+    "architectures": "a list of names or None",
+    "d_model": "a positive integer",
+    "embedding_size": "a positive integer or None",
+    "eos_token_id": "an integer, a list of integers or None",
+    "init_cutoff_factor": "a positive number or None",
+    "init_std": "a number of at least 0",
+    "mask_token_id": "an integer or None",
+    "max_sequence_length": "a positive integer",
+    "mlp_hidden_size": "a positive integer or None",
+    "mlp_ratio": "a positive integer",
+    "multi_query_attention": "True, False or None",
+    "n_heads": "a positive integer",
+    "n_kv_heads": "a positive integer or None",
+    "n_layers": "a positive integer",
+    "pad_token_id": "an integer or None",
+    "return_dict": "True or False",
+    "rms_norm_eps": "a positive number",
+    "rope_theta": "a positive number",
+    "use_cache": "True, False or None",
+    "vocab_size": "a positive integer",
+    "weight_tying": "True or False",
+}
+
 
 class LLaDAConfig(PretrainedConfig):
     """Sizes, token ids and switches of a LLaDA model.
@@ -43,7 +115,8 @@ class LLaDAConfig(PretrainedConfig):
     The fields are those of the official `config.json`, which loads unchanged; fields that do not touch the
     computation (`precision`, `flash_attention`, `init_device` …) are kept as they are. The Hugging Face names
     (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `intermediate_size`,
-    `max_position_embeddings`, `initializer_range`, `tie_word_embeddings`) read and write the same values.
+    `max_position_embeddings`, `initializer_range`, `tie_word_embeddings`) read and write the same values, and `to_dict`
+    has those that other libraries look for.
 
     Args:
         d_model: width of the residual stream.
@@ -64,14 +137,15 @@ class LLaDAConfig(PretrainedConfig):
         init_std: standard deviation of `init_fn="normal"`.
         init_cutoff_factor: cut of the truncated normal, in standard deviations. None is 3 for `mitchell`, and no cut
             for `normal`.
-        mask_token_id: id of the mask token.
-        eos_token_id: id of the end-of-text token.
-        pad_token_id: id of the padding token.
+        mask_token_id: id of the mask token. A default id outside a smaller vocabulary becomes None, with a warning.
+        eos_token_id: id of the end-of-text token, or a list of them. As above.
+        pad_token_id: id of the padding token. As above.
         use_cache: kept for the official file; generation chooses its cache by its own option.
 
     Raises:
-        ValueError: for sizes that do not fit together, token ids outside the vocabulary, a switch whose value this
-            model does not compute, and LLaDA-MoE checkpoints, which share the model type.
+        ValueError: for a field of a wrong type or range, sizes that do not fit together, token ids outside the
+            vocabulary, two names of one field with two values, a switch whose value this model does not compute, and
+            LLaDA-MoE checkpoints, which share the model type.
 
     Source: `config.json` of LLaDA-8B-Base and the paper (arXiv:2502.09992), Table 5. The defaults are LLaDA 8B's.
     """
@@ -90,6 +164,22 @@ class LLaDAConfig(PretrainedConfig):
         "initializer_range": "init_std",
         "tie_word_embeddings": "weight_tying",
         "hidden_act": "activation_type",
+    }
+    # How transformers splits the modules of `LLaDAModel` over devices: within a layer, and by whole parameters.
+    base_model_tp_plan = {
+        "transformer.blocks.*.q_proj": "colwise",
+        "transformer.blocks.*.k_proj": "colwise",
+        "transformer.blocks.*.v_proj": "colwise",
+        "transformer.blocks.*.attn_out": "rowwise",
+        "transformer.blocks.*.ff_proj": "colwise",
+        "transformer.blocks.*.up_proj": "colwise",
+        "transformer.blocks.*.ff_out": "rowwise",
+        **({"transformer.wte": "embedding_rowwise"} if SPLITS_VOCABULARY else {}),
+    }
+    base_model_fsdp_plan = {
+        "transformer.wte": "free_full_weight",
+        "transformer.blocks.*": "free_full_weight",
+        "transformer.ln_f": "keep_full_weight",
     }
 
     def __init__(
@@ -137,14 +227,18 @@ class LLaDAConfig(PretrainedConfig):
         self.mask_token_id = mask_token_id
         self.use_cache = use_cache
         kwargs.pop("auto_map", None)
+        self._check_fields()
+        self._check_names(kwargs)
         # transformers 4 sets this to True when it is not passed, and the attribute map would carry it to ours.
         kwargs.setdefault("tie_word_embeddings", weight_tying)
         super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
         # TRL looks for this on the instance.
         self.auto_map = dict(AUTO_MAP)
+        self._check_fields()
         self._refuse_unsupported()
         self._fill_in_sizes()
         self._check_sizes()
+        self._drop_default_ids()
         self._check_token_ids()
 
     @classmethod
@@ -162,6 +256,40 @@ class LLaDAConfig(PretrainedConfig):
                 f"`{pretrained_model_name_or_path}` has no `config.json`; download or copy the whole checkpoint."
             )
         return fields, unused
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        fields = super()._dict_from_json_file(json_file)
+        if not isinstance(fields, dict):
+            raise ValueError(f"`{json_file}` must hold a JSON object, got {fields!r}; download or save it again.")
+        return fields
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, under the official names and those of `DICTIONARY_NAMES`."""
+        return {**super().to_dict(), **{name: getattr(self, name) for name in DICTIONARY_NAMES}}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: the fields under the official names only."""
+        return {name: value for name, value in super().to_diff_dict().items() if name not in DICTIONARY_NAMES}
+
+    def _check_fields(self) -> None:
+        """Refuse a field of a wrong type or range; fields that are not set yet are left out."""
+        for name, expected in FIELD_TYPES.items():
+            value = getattr(self, name, None)
+            if hasattr(self, name) and not _CHECKS[expected](value):
+                raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+
+    def _check_names(self, given: dict[str, Any]) -> None:
+        """Refuse two names of one field with two values."""
+        defaults = inspect.signature(LLaDAConfig.__init__).parameters
+        for alias in DICTIONARY_NAMES:
+            name = self.attribute_map[alias]
+            value = getattr(self, name)
+            if alias in given and value not in (given[alias], defaults[name].default):
+                raise ValueError(
+                    f"`{name}` and `{alias}` are two names of one field, got {value!r} and {given[alias]!r}; pass one "
+                    "of them."
+                )
 
     def _refuse_unsupported(self) -> None:
         architectures = getattr(self, "architectures", None) or []
@@ -187,11 +315,6 @@ class LLaDAConfig(PretrainedConfig):
             self.embedding_size = self.vocab_size
 
     def _check_sizes(self) -> None:
-        sizes = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "vocab_size", "max_sequence_length")
-        for name in sizes:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 2:
             raise ValueError(
                 f"`d_model` must be an even multiple of `n_heads` (rotary embeddings turn pairs), "
@@ -209,6 +332,18 @@ class LLaDAConfig(PretrainedConfig):
             raise ValueError(
                 f"`embedding_size` must be at least `vocab_size` ({self.vocab_size}), got {self.embedding_size}."
             )
+
+    def _drop_default_ids(self) -> None:
+        """Unset the default ids that a smaller vocabulary does not have."""
+        defaults = inspect.signature(LLaDAConfig.__init__).parameters
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and value == defaults[name].default and value >= self.embedding_size:
+                setattr(self, name, None)
+                logger.warning_once(
+                    f"The default `{name}` ({value}) lies outside the vocabulary of {self.embedding_size} tokens and "
+                    f"is unset; pass `{name}` of this model's tokenizer."
+                )
 
     def _check_token_ids(self) -> None:
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):

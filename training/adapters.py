@@ -27,6 +27,18 @@ def target_modules(layers: tuple[str, ...] | list[str] = BLOCK_LAYERS) -> str:
 LORA_TARGET_MODULES = target_modules()
 
 
+def complete_adapter(config: Any) -> None:
+    """Fill in what a config of PEFT leaves open: the layers of LoRA, and the task, by which AutoPeftModel loads it.
+
+    Args:
+        config: any `PeftConfig`; changed in place, as PEFT itself does for the models that it knows.
+    """
+    if config.peft_type == "LORA" and config.target_modules is None:
+        config.target_modules = LORA_TARGET_MODULES
+    if config.task_type is None:
+        config.task_type = "CAUSAL_LM"
+
+
 @dataclass
 class AdapterOptions:
     """Options of `llada train sft` for LoRA, named as in TRL's `ModelConfig`; none applies without `use_peft`.

@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from llada_core.loading import load_model
 
+from .adapters import complete_adapter
 from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
 from .diffusion_trainer import (
     EVALUATION_STEP,
@@ -203,6 +204,8 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             )
         self._max_length = args.max_length or limit
         self.loss_normalization = args.loss_normalization
+        if (adapter := options.get("peft_config")) is not None:
+            complete_adapter(adapter)
         if isinstance(model, str):
             # TRL would initialise missing weights randomly.
             settings = {

@@ -5,6 +5,8 @@ A pre-norm Llama without a causal mask and without a time input.
 Shape legend: B batch, T positions given, S positions attended to, W positions returned, D width, H query heads.
 """
 
+import difflib
+import inspect
 import math
 from typing import Any, Optional, Union
 
@@ -18,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .cache_llada import BlockCache
-from .configuration_llada import LLaDAConfig
+from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
 from .continuous_batching_llada import generate_many
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
@@ -28,6 +30,17 @@ from .unmasking_llada import Proposer
 logger = logging.get_logger(__name__)
 
 Window = tuple[int, int]
+
+# What tokenizers and trainers pass to every model, and what says nothing to this one.
+IGNORED_KEYWORDS = ("cache_position", "num_items_in_batch", "token_type_ids")
+# Implementations that take no keywords beyond those that `LLaDABlock` passes.
+PLAIN_ATTENTION = ("eager", "sdpa")
+_SEPARATE = "separate packed texts by a 4-D `attention_mask`"
+# What this model cannot do as the caller means it, with the way out.
+REFUSED_KEYWORDS = {
+    "shift_labels": "labels are never shifted here; pass `labels`",
+    **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"), _SEPARATE),
+}
 
 
 class LLaDARMSNorm(nn.Module):
@@ -158,6 +171,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         attention_mask: Optional[Tensor] = None,
         window: Optional[Window] = None,
         cache: Optional[BlockCache] = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Optional[Tensor]]:
         """Apply the block.
 
@@ -167,6 +181,7 @@ class LLaDABlock(GradientCheckpointingLayer):
             attention_mask: None, bool or additive, broadcastable to [batch, heads, seq, seq].
             window: (start, end): positions whose output is needed; the others only serve as keys and values.
             cache: a `BlockCache` that takes in this pass's keys and values and returns those to attend to.
+            kwargs: passed on to the attention function.
 
         Returns:
             Hidden states, [batch, seq or end - start, d_model], and attention weights if the implementation has any.
@@ -187,8 +202,10 @@ class LLaDABlock(GradientCheckpointingLayer):
             key, value = cache.update(key, value, self.layer_idx)
         implementation = self.config._attn_implementation
         attention = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
-        attended, weights = attention(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0)
-        hidden_states = hidden_states + self.attn_out(attended.reshape(*hidden_states.shape))
+        options = {"scaling": self.head_dim**-0.5, "dropout": 0.0, **kwargs}
+        attended, weights = attention(self, query, key, value, attention_mask, **options)
+        # As wide as the heads that are here: tensor parallelism leaves each process some of them.
+        hidden_states = hidden_states + self.attn_out(attended.flatten(2))
         normed = self.ff_norm(hidden_states)
         return hidden_states + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed)), weights
 
@@ -203,7 +220,8 @@ class LLaDAPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     # Saving copies the code files beside the weights; the config writes the whole `auto_map`.
     _auto_class = "AutoModel"
-    # Our losses divide by the whole optimizer step themselves; `Trainer` must not divide once more.
+    # `labels` give the mean over one batch, so a plain `Trainer` divides it by its accumulation steps. The trainers of
+    # this project's repository divide by the items of the whole step, and say so themselves.
     accepts_loss_kwargs = False
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -276,6 +294,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         output_hidden_states: Optional[bool] = None,
         output_attentions: Optional[bool] = None,
         return_dict: Optional[bool] = None,
+        **kwargs: Any,
     ) -> Union[tuple, BaseModelOutput]:
         """Run the Transformer without the head.
 
@@ -284,20 +303,24 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 its columns, and `position_ids` must be given.
             use_cache: None. Only fused heads of trainers for causal models call the Transformer with it.
             logits_window: (start, end): return these positions only; the last block computes no others.
+            kwargs: those of `IGNORED_KEYWORDS` change nothing. Others go to an attention function that the caller has
+                registered with transformers; eager and sdpa take none.
 
         Returns:
             `BaseModelOutput`: `last_hidden_state` [batch, seq or end - start, d_model], `hidden_states` and
             `attentions`, tuples of full-length tensors if asked for.
 
         Raises:
-            ValueError: for no or two inputs, a mask of another rank, attentions of an implementation without any, and
-                `use_cache`.
+            ValueError: for no or two inputs, a mask of another rank, `use_cache`, and a keyword of
+                `REFUSED_KEYWORDS`.
+            TypeError: for an unknown keyword.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        self._check_call(input_ids, inputs_embeds, use_cache, output_attentions)
+        self._check_call(input_ids, inputs_embeds, use_cache)
+        attention_options = self._attention_options(kwargs) if kwargs else {}
         keeps_all = bool(output_hidden_states or output_attentions)
         hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         length = hidden_states.shape[1]
@@ -311,33 +334,32 @@ class LLaDAModel(LLaDAPreTrainedModel):
         rotary = rotary_tables(position_ids, self.transformer.blocks[0].head_dim, self.config.rope_theta)
         mask = None if attention_mask is None else attention_mask_to_4d(attention_mask)
 
-        all_hidden_states: tuple[Tensor, ...] = (hidden_states,)
+        # Only what is asked for is kept: the activations of a layer are freed with the next one.
+        all_hidden_states: tuple[Tensor, ...] = (hidden_states,) if output_hidden_states else ()
         all_attentions: tuple[Optional[Tensor], ...] = ()
         last = len(self.transformer.blocks) - 1
         for index, block in enumerate(self.transformer.blocks):
             window = logits_window if index == last and not keeps_all else None
-            hidden_states, attention = block(hidden_states, rotary, mask, window, past_key_values)
-            if index < last:
+            hidden_states, attention = block(hidden_states, rotary, mask, window, past_key_values, **attention_options)
+            if output_hidden_states and index < last:
                 all_hidden_states += (hidden_states,)
-            all_attentions += (attention,)
+            if output_attentions:
+                all_attentions += (attention,)
         hidden_states = self.transformer.ln_f(hidden_states)
-        all_hidden_states += (hidden_states,)
+        if output_hidden_states:
+            all_hidden_states += (hidden_states,)
         if keeps_all and logits_window is not None:
             hidden_states = hidden_states[:, slice(*logits_window)]
         output = BaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=all_hidden_states if output_hidden_states else None,
-            attentions=all_attentions if output_attentions else None,
+            attentions=self._weights_or_warning(all_attentions) if output_attentions else None,
         )
         is_dict = self.config.return_dict if return_dict is None else return_dict
         return output if is_dict else output.to_tuple()
 
     def _check_call(
-        self,
-        input_ids: Optional[Tensor],
-        inputs_embeds: Optional[Tensor],
-        use_cache: Optional[bool],
-        output_attentions: bool,
+        self, input_ids: Optional[Tensor], inputs_embeds: Optional[Tensor], use_cache: Optional[bool]
     ) -> None:
         if use_cache is not None:
             raise ValueError(
@@ -348,12 +370,31 @@ class LLaDAModel(LLaDAPreTrainedModel):
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f'`output_attentions=True` needs `attn_implementation="eager"`, got '
-                f"{self.config._attn_implementation!r}; load the model with "
-                f'`from_pretrained(..., attn_implementation="eager")`.'
-            )
+
+    def _attention_options(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """The keywords that go to the attention function; None and what says nothing here are dropped."""
+        options = {name: value for name, value in keywords.items() if name not in IGNORED_KEYWORDS}
+        options = {name: value for name, value in options.items() if value is not None}
+        is_plain = self.config._attn_implementation in PLAIN_ATTENTION
+        for name in options:
+            if name == "shift_labels" or (is_plain and name in REFUSED_KEYWORDS):
+                raise ValueError(f"`{name}` is not available here: {REFUSED_KEYWORDS[name]}.")
+            if is_plain:
+                known = [*inspect.signature(LLaDAModelLM.forward).parameters][1:-1]
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean `{nearest[0]}`?" if nearest else f"known arguments: {', '.join(known)}."
+                raise TypeError(f"`forward` got an unexpected keyword argument `{name}`; {hint}")
+        return options
+
+    def _weights_or_warning(self, weights: tuple[Optional[Tensor], ...]) -> Optional[tuple[Optional[Tensor], ...]]:
+        """The attention weights, or None and a warning where the implementation computed none."""
+        if any(one is not None for one in weights):
+            return weights
+        logger.warning_once(
+            f"`output_attentions=True` returns None: {self.config._attn_implementation!r} attention has no weights. "
+            'Load the model with `attn_implementation="eager"`, or call `set_attn_implementation("eager")`.'
+        )
+        return None
 
 
 class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
@@ -383,6 +424,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     # As a method; the function takes any model that generates.
     generate_many = generate_many
     _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
+    # The rest is `LLaDAConfig.base_model_tp_plan`.
+    _tp_plan = {"model.transformer.ff_out": "colwise_gather_output"} if SPLITS_VOCABULARY else None
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
@@ -408,9 +451,11 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         use_cache: Optional[bool] = None,
         logits_positions: Optional[Tensor] = None,
         logits_window: Optional[Window] = None,
+        logits_to_keep: Union[int, Tensor] = 0,
         output_hidden_states: Optional[bool] = None,
         output_attentions: Optional[bool] = None,
         return_dict: Optional[bool] = None,
+        **kwargs: Any,
     ) -> Union[tuple, MaskedLMOutput]:
         """Predict the clean tokens from noisy ones.
 
@@ -430,9 +475,13 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
                 rows in the order of the mask.
             logits_window: (start, end): nothing outside is scored, and the last block skips it. With
                 `logits_positions`, the positions must lie inside.
+            logits_to_keep: score this many positions at the end only, as in transformers; or these columns, int64
+                [num_columns]. 0 scores all.
             output_hidden_states: also return the embeddings and every block's output (the last one normed).
-            output_attentions: also return attention weights; needs `attn_implementation="eager"`.
+            output_attentions: also return attention weights; None, with a warning, from an implementation without
+                any, such as sdpa. Load the model with `attn_implementation="eager"` for them.
             return_dict: a tuple instead of an output object if False.
+            kwargs: see `LLaDAModel.forward`.
 
         Returns:
             `MaskedLMOutput` with `loss` (if `labels`), `logits` [batch, seq, embedding_size] (or fewer, see above),
@@ -440,7 +489,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
 
         Raises:
             ValueError: for labels without any masked position (the model would learn to copy its input), labels
-                together with partial logits, and caches.
+                together with partial logits, `logits_to_keep` beside another choice of positions, caches, and a
+                keyword that cannot have its meaning.
+            TypeError: for an unknown keyword.
         """
         if use_cache or not (past_key_values is None or hasattr(past_key_values, "set_window")):
             raise ValueError(
@@ -448,11 +499,12 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
                 "attends to every other one, so no key is final before the text is. Leave them out; `generate` has "
                 '`cache="prefix"` and `cache="dual"`.'
             )
-        if labels is not None and (logits_positions is not None or logits_window is not None):
-            raise ValueError(
-                "`labels` need the logits of all positions; pass either `labels`, or `logits_positions` and your own "
-                "loss."
-            )
+        keeps_some = isinstance(logits_to_keep, Tensor) or logits_to_keep != 0
+        is_partial = logits_positions is not None or logits_window is not None
+        if keeps_some or labels is not None:
+            _check_selection(labels is not None, is_partial, logits_to_keep if keeps_some else None)
+        if labels is None and not is_partial and past_key_values is None:
+            self._warn_without_masks(input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -463,8 +515,12 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            **kwargs,
         )
         hidden_states = outputs.last_hidden_state
+        if keeps_some:
+            columns = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+            hidden_states = hidden_states[:, columns]
         if logits_positions is not None:
             # A model spread over devices ends on another one than it began.
             is_scored = logits_positions[:, slice(*logits_window or (None,))].to(hidden_states.device)
@@ -478,6 +534,25 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         )
         is_dict = self.config.return_dict if return_dict is None else return_dict
         return output if is_dict else output.to_tuple()
+
+    def _warn_without_masks(self, input_ids: Optional[Tensor]) -> None:
+        """Warn once if no id is the mask: whoever scores text so takes the logits for those of the next token."""
+        mask_id = self.config.mask_token_id
+        if input_ids is None or mask_id is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if input_ids.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        try:
+            has_masks = bool((input_ids == mask_id).any())
+        except RuntimeError:  # ids without values, as PyTorch's fake tensors
+            return
+        if not has_masks:
+            logger.warning_once(
+                f"`input_ids` hold no mask token (`mask_token_id`={mask_id}), and there are no `labels`: the logits "
+                "say which token stands at each position, and are not scores of the next token. What scores text by "
+                "them, such as `lm_eval --model hf`, gets meaningless numbers; use the model `llada` of this project's "
+                "repository (`llada evaluate`)."
+            )
 
     def _masked_loss(self, logits: Tensor, labels: Tensor, input_ids: Optional[Tensor]) -> Tensor:
         """Mean cross-entropy over labelled positions that hold the mask token, without any shift; float32 scalar."""
@@ -493,3 +568,15 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             )
         is_scored, labels = is_scored.to(logits.device), labels.to(logits.device)
         return F.cross_entropy(logits[is_scored].float(), labels[is_scored])
+
+
+def _check_selection(has_labels: bool, is_partial: bool, logits_to_keep: Union[int, Tensor, None]) -> None:
+    """Refuse what contradicts a choice of positions: labels, and a second choice."""
+    if has_labels and (is_partial or logits_to_keep is not None):
+        raise ValueError(
+            "`labels` need the logits of all positions; pass either `labels`, or `logits_positions` and your own loss."
+        )
+    if is_partial and logits_to_keep is not None:
+        raise ValueError("Pass either `logits_to_keep`, or `logits_positions` and `logits_window`.")
+    if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+        raise ValueError(f"`logits_to_keep` must be at least 0, got {logits_to_keep}; 0 scores every position.")

@@ -35,6 +35,7 @@ DAMAGES = {
     "cut weights": ("mha", cut_off(WEIGHTS), "weights of `.*mha`"),
     "cut shard": ("mha_sharded", cut_off(SHARD), "weights of `.*mha_sharded`"),
     "no tensor": ("mha", without(PROJECTION), rf"`.*mha` .*`{PROJECTION}`"),
+    "no configuration": ("mha", lambda folder: (folder / "config.json").write_text("null"), r"config\.json of `.*mha`"),
     "no head": ("mha", without(HEAD, PROJECTION), rf"`.*mha` .*2 tensors?.*`{PROJECTION}`"),
 }
 

@@ -1,11 +1,15 @@
 """Laws of the configuration."""
 
 import json
+import math
+import re
 
 import pytest
+import torch
 
-from modeling_llada import LLaDAConfig
-from modeling_llada.configuration_llada import AUTO_MAP, SUPPORTED_VALUES
+import modeling_llada.configuration_llada as configuration
+from modeling_llada import LLaDAConfig, LLaDAModelLM
+from modeling_llada.configuration_llada import AUTO_MAP, FIELD_TYPES, SUPPORTED_VALUES
 
 # config.json of LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5.
 OFFICIAL_8B = {
@@ -99,6 +103,30 @@ def test_hugging_face_names_read_write_and_construct_the_same_fields() -> None:
     assert LLaDAConfig(tie_word_embeddings=True, **SMALL).weight_tying is True
 
 
+def test_the_dictionary_has_the_names_that_other_libraries_read_and_the_file_only_the_official_ones(tmp_path) -> None:
+    config = LLaDAConfig(**SMALL, n_kv_heads=2, weight_tying=True)
+    names = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    names |= {"tie_word_embeddings": True}
+    fields = config.to_dict()
+    assert {name: fields[name] for name in names} == names
+    config.save_pretrained(tmp_path)
+    assert not set(names) & set(json.loads((tmp_path / "config.json").read_text()))
+    for again in (LLaDAConfig(**fields), LLaDAConfig.from_dict(fields), LLaDAConfig.from_pretrained(tmp_path)):
+        own = [name for name in fields if name not in ("_name_or_path", "attn_implementation")]
+        assert [again.to_dict()[name] for name in own] == [fields[name] for name in own]
+    config.n_layers = 3
+    assert config.to_dict()["num_hidden_layers"] == 3
+
+
+@pytest.mark.parametrize(
+    "changed", [{"n_layers": 4}, {"num_hidden_layers": 4}, {"tie_word_embeddings": False}], ids=str
+)
+def test_two_names_of_one_field_with_two_values_are_refused(changed) -> None:
+    fields = LLaDAConfig(**SMALL, weight_tying=True).to_dict()
+    with pytest.raises(ValueError, match=r"`\w+` and `\w+` are two names of one field, got \w+ and \w+; pass one"):
+        LLaDAConfig(**{**fields, **changed})
+
+
 UNSUPPORTED = {
     "activation_type": "gelu",
     "alibi": True,
@@ -156,6 +184,59 @@ BAD_SIZES = [
 def test_sizes_and_ids_that_do_not_fit_are_named(fields, message) -> None:
     with pytest.raises(ValueError, match=message):
         LLaDAConfig(**{**SMALL, **fields})
+
+
+NUMBERS_ONLY = ("d_model", "n_layers", "n_heads", "vocab_size", "max_sequence_length", "mlp_ratio")
+OPTIONAL_NUMBERS = ("embedding_size", "mlp_hidden_size", "n_kv_heads")
+BAD_VALUES = [
+    *((name, value) for name in NUMBERS_ONLY for value in (None, "x", [1], True, 1.5, -1)),
+    *((name, value) for name in OPTIONAL_NUMBERS for value in ("x", [], True, 200.5, 0)),
+    *((name, value) for name in ("mask_token_id", "pad_token_id") for value in ("3", "", 1.5, False, [], [None])),
+    *(("eos_token_id", value) for value in ("3", "", 1.5, False, [], [None], [0, "1"])),
+    *((name, value) for name in ("rope_theta", "rms_norm_eps") for value in (None, "x", 0, -5, math.nan, math.inf)),
+    *(("init_cutoff_factor", value) for value in (-1, "x", math.nan)),
+    *(("init_std", value) for value in (-0.1, "x", None)),
+    *(("weight_tying", value) for value in ("no", None, 1)),
+    *((name, value) for name in ("multi_query_attention", "use_cache") for value in ("no", 1)),
+    *(("return_dict", value) for value in (None, [])),
+    *(("architectures", value) for value in (5, "LLaDAModelLM", [1])),
+]  # fmt: skip
+
+
+def test_every_field_whose_type_is_checked_is_tested() -> None:
+    assert {name for name, _ in BAD_VALUES} == set(FIELD_TYPES)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES, ids=str)
+def test_a_field_of_a_wrong_type_or_range_is_refused_by_name(name, value) -> None:
+    with pytest.raises(ValueError, match=f"^`{name}` must be .*, got {re.escape(repr(value))}"):
+        LLaDAConfig(**{**SMALL, name: value})
+
+
+def test_hugging_face_names_of_a_wrong_type_are_refused_by_ours() -> None:
+    with pytest.raises(ValueError, match="`d_model` must be a positive integer, got 'x'"):
+        LLaDAConfig(**{**SMALL, "hidden_size": "x"} | {"d_model": 4096})
+
+
+@pytest.mark.parametrize("text", ["null", "1", '"x"', "[]"])
+def test_a_file_that_holds_no_object_is_refused(text, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json` must hold a JSON object, got .*; download or save it again"):
+        LLaDAConfig.from_pretrained(tmp_path)
+
+
+def test_a_vocabulary_smaller_than_the_default_ids_warns_and_unsets_them(caplog, tmp_path) -> None:
+    configuration.logger.propagate = True
+    configuration.logger.warning_once.cache_clear()
+    config = LLaDAConfig(d_model=32, n_layers=1, n_heads=2, mlp_hidden_size=64, vocab_size=99)
+    assert (config.mask_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
+    assert "The default `mask_token_id` (126336) lies outside the vocabulary of 99 tokens and is unset" in caplog.text
+    model = LLaDAModelLM(config).eval()
+    assert model(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 3, 99)
+    with pytest.raises(ValueError, match="`mask_token_id`"):
+        model.generate(torch.zeros(1, 3, dtype=torch.long), max_new_tokens=2)
+    config.save_pretrained(tmp_path)
+    assert LLaDAConfig.from_pretrained(tmp_path).mask_token_id is None
 
 
 def test_sizes_left_out_follow_from_the_others() -> None:

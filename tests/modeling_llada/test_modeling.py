@@ -2,12 +2,14 @@
 
 import copy
 import json
+import weakref
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import DynamicCache
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AttentionInterface, DynamicCache, Trainer, TrainingArguments
 
 import modeling_llada.generation_config_llada as generation_config_llada
 import modeling_llada.modeling_llada as modeling
@@ -26,6 +28,14 @@ def small_model(**fields) -> LLaDAModelLM:
 
 def ids_of(*shape: int) -> Tensor:
     return torch.randint(0, 90, shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def warnings_of_the_model(caplog):
+    """What the model logs, with nothing said before."""
+    modeling.logger.warning_once.cache_clear()
+    modeling.logger.propagate = True
+    return caplog
 
 
 @torch.no_grad()
@@ -163,14 +173,102 @@ def test_selected_logits_are_rows_of_the_full_ones() -> None:
 
 
 @torch.no_grad()
-def test_attentions_sum_to_one_and_need_eager_attention() -> None:
+def test_attentions_sum_to_one_under_eager_attention() -> None:
     model = small_model()
-    with pytest.raises(ValueError, match="`output_attentions=True` needs `attn_implementation=\"eager\"`, got 'sdpa'"):
-        model(ids_of(1, 5), output_attentions=True)
     model.set_attn_implementation("eager")
     attentions = model(ids_of(1, 5), output_attentions=True).attentions
     assert [weights.shape for weights in attentions] == [(1, 4, 5, 5)] * 2
     assert torch.allclose(attentions[0].sum(-1), torch.ones(1, 4, 5))
+
+
+@torch.no_grad()
+def test_attentions_that_sdpa_does_not_compute_are_none_with_one_warning(warnings_of_the_model) -> None:
+    model = small_model()
+    for _ in range(2):
+        output = model(ids_of(1, 5), output_attentions=True)
+        assert output.attentions is None
+        assert torch.equal(output.logits, model(ids_of(1, 5)).logits)
+    assert warnings_of_the_model.text.count("`output_attentions=True` returns None: 'sdpa' attention") == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_pass_keeps_no_activations_of_earlier_blocks(implementation) -> None:
+    model = small_model(n_layers=6)
+    model.set_attn_implementation(implementation)
+    outputs, num_alive = [], []
+    for block in model.model.transformer.blocks:
+        block.register_forward_hook(lambda module, inputs, output: outputs.extend(map(weakref.ref, output[:1])))
+        if implementation == "eager":
+            block.register_forward_hook(lambda module, inputs, output: outputs.append(weakref.ref(output[1])))
+    count = lambda module, inputs: num_alive.append(sum(output() is not None for output in outputs))  # noqa: E731
+    model.model.transformer.ln_f.register_forward_pre_hook(count)
+    model(ids_of(1, 5))
+    assert len(outputs) == (12 if implementation == "eager" else 6)
+    # What the last block returned.
+    assert num_alive == [len(outputs) // 6]
+
+
+@torch.no_grad()
+def test_logits_to_keep_are_the_last_columns_or_the_given_ones() -> None:
+    model, ids = small_model(), ids_of(2, 7)
+    full = model(ids).logits
+    assert torch.equal(model(ids, logits_to_keep=0).logits, full)
+    for kept, expected in ((3, full[:, 4:]), (9, full), (torch.tensor([5, 1]), full[:, [5, 1]])):
+        assert torch.allclose(model(ids, logits_to_keep=kept).logits, expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_keywords_that_tokenizers_and_trainers_always_pass_change_nothing() -> None:
+    ids = ids_of(2, 5)
+    given = {"token_type_ids": torch.zeros_like(ids), "cache_position": torch.arange(5), "num_items_in_batch": 4}
+    given |= {"shift_labels": None, "cu_seq_lens_q": None, "use_cache": False}
+    for model in (small_model(), small_model().model):
+        names = given if model.base_model is not model else {**given, "use_cache": None}
+        assert torch.equal(model(ids, **names)[0], model(ids)[0])
+
+
+def test_an_unknown_keyword_names_the_nearest_known_one() -> None:
+    with pytest.raises(
+        TypeError, match="`forward` got an unexpected keyword argument `logit_positions`; did you mean "
+    ):
+        small_model()(ids_of(1, 4), logit_positions=ids_of(1, 4) > 0)
+    with pytest.raises(TypeError, match="keyword argument `xyz`; known arguments: input_ids, attention_mask, "):
+        small_model().model(ids_of(1, 4), xyz=1)
+
+
+@torch.no_grad()
+def test_other_keywords_go_to_the_attention_function_that_the_caller_registered() -> None:
+    seen = []
+
+    def attention(module, query, key, value, attention_mask, scaling, dropout, cu_seq_lens_q, **others):
+        seen.append((module.layer_idx, cu_seq_lens_q.tolist(), others))
+        return modeling.eager_attention_forward(module, query, key, value, attention_mask, scaling)[0].flatten(2), None
+
+    model, ids = small_model(), ids_of(1, 4)
+    expected = model(ids).logits
+    AttentionInterface.register("recording", attention)
+    model.set_attn_implementation("recording")
+    logits = model(ids, cu_seq_lens_q=torch.tensor([0, 4]), token_type_ids=ids).logits
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert seen == [(0, [0, 4], {}), (1, [0, 4], {})]
+
+
+@torch.no_grad()
+def test_logits_of_ids_without_a_mask_are_warned_of_once_as_no_scores_of_the_next_token(warnings_of_the_model) -> None:
+    model, clean, noisy = small_model(), ids_of(2, 5), ids_of(2, 5)
+    noisy[1, 3] = 99
+    model(noisy)
+    model(clean, logits_positions=clean > 0)
+    model(inputs_embeds=model.get_input_embeddings()(clean))
+    model.generate(clean, max_new_tokens=4, cache="dual")
+    with FakeTensorMode(allow_non_fake_inputs=True) as without_values:
+        model(without_values.from_tensor(clean))
+    torch.export.export(model, (clean,))
+    assert "no mask token" not in warnings_of_the_model.text
+    for _ in range(2):
+        model(clean)
+    assert warnings_of_the_model.text.count("are not scores of the next token") == 1
 
 
 def test_labels_are_not_shifted_and_count_at_masked_positions_only() -> None:
@@ -206,6 +304,11 @@ BAD_CALLS = [
     ({"input_ids": ids_of(1, 4), "past_key_values": DynamicCache()}, "the caches of transformers are not supported"),
     ({"input_ids": ids_of(1, 4), "attention_mask": torch.ones(1, 4, 4)}, r"`attention_mask` must be \[batch, seq\]"),
     ({"input_ids": ids_of(1, 4), "labels": ids_of(1, 4), "logits_window": (0, 2)}, "`labels` need the logits of all"),
+    ({"input_ids": ids_of(1, 4), "labels": ids_of(1, 4), "logits_to_keep": 2}, "`labels` need the logits of all"),
+    ({"input_ids": ids_of(1, 4), "logits_to_keep": 2, "logits_window": (0, 2)}, "either `logits_to_keep`, or"),
+    ({"input_ids": ids_of(1, 4), "logits_to_keep": -1}, "`logits_to_keep` must be at least 0, got -1"),
+    ({"input_ids": ids_of(1, 4), "shift_labels": ids_of(1, 4)}, "`shift_labels` is not available here: labels are nev"),
+    ({"input_ids": ids_of(1, 4), "cu_seq_lens_q": ids_of(4)}, "`cu_seq_lens_q` is not available here: separate packed"),
 ]
 
 
@@ -215,13 +318,11 @@ def test_a_bad_call_is_named_with_a_way_out(inputs, message) -> None:
         small_model()(**inputs)
 
 
-def test_a_sequence_longer_than_the_model_is_warned_of_once(caplog) -> None:
+def test_a_sequence_longer_than_the_model_is_warned_of_once(warnings_of_the_model) -> None:
     model = small_model(max_sequence_length=8)
-    modeling.logger.warning_once.cache_clear()
-    modeling.logger.propagate = True
     for _ in range(2):
         model(ids_of(1, 9))
-    assert caplog.text.count("9 positions, more than `max_sequence_length` (8)") == 1
+    assert warnings_of_the_model.text.count("9 positions, more than `max_sequence_length` (8)") == 1
 
 
 @pytest.mark.parametrize("options", [None, {"use_reentrant": True}, {"use_reentrant": False}], ids=str)
@@ -238,6 +339,27 @@ def test_gradient_checkpointing_changes_no_gradient(options) -> None:
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, checkpointed in zip(*gradients):
         assert torch.allclose(plain, checkpointed, atol=1e-7)
+
+
+def test_a_plain_trainer_takes_the_same_step_from_one_batch_and_from_accumulated_ones(tmp_path) -> None:
+    pytest.importorskip("accelerate")
+    labels = ids_of(4, 6)
+    # As many masks in every row: `labels` give the mean over a batch, and the mean of means is the mean.
+    rows = [{"input_ids": row.clone().index_fill(0, torch.tensor([1, 4]), 99), "labels": row} for row in labels]
+    weights = []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        options = TrainingArguments(
+            str(tmp_path), **sizes, max_steps=1, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant",
+            max_grad_norm=0.0, report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        model = small_model()
+        before = model.model.transformer.wte.weight.clone()
+        Trainer(model, options, train_dataset=rows).train()
+        assert not torch.equal(model.model.transformer.wte.weight, before)
+        weights.append([parameter.detach() for parameter in model.parameters()])
+    for whole, accumulated in zip(*weights):
+        assert torch.allclose(whole, accumulated, atol=1e-6)
 
 
 @torch.no_grad()
@@ -341,6 +463,12 @@ def test_copies_and_pickles_compute_the_same(tmp_path) -> None:
         assert other.generation_config.block_length == 32
 
 
+def test_peft_finds_the_sizes_for_soft_prompts() -> None:
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(small_model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    assert adapted.prompt_encoder["default"].embedding.weight.shape == (2, 32)
+
+
 def test_a_lora_adapter_on_the_official_module_names_trains_and_generates() -> None:
     peft = pytest.importorskip("peft")
     names = ["q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"]
@@ -352,3 +480,17 @@ def test_a_lora_adapter_on_the_official_module_names_trains_and_generates() -> N
     trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
     assert len(trained) == 2 * 7 * 2 and all("lora_" in name for name in trained)
     assert adapted.generate(input_ids=ids_of(1, 4), max_new_tokens=4).shape == (1, 8)
+
+
+@torch.no_grad()
+def test_peft_adapts_both_sides_of_a_tied_weight() -> None:
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[3, 5])
+    adapted = peft.get_peft_model(small_model(weight_tying=True), adapter).eval()
+    for name, parameter in adapted.named_parameters():
+        if "trainable_tokens_delta" in name:
+            parameter.normal_()
+    noisy = ids_of(2, 6)
+    noisy[:, :3] = torch.tensor([3, 99, 5])
+    logits = adapted(input_ids=noisy).logits
+    assert torch.allclose(adapted.merge_and_unload()(noisy).logits, logits, atol=1e-4)

@@ -72,6 +72,17 @@ def test_the_default_target_is_every_linear_layer_of_the_blocks_and_not_the_head
     assert names == {f"{blocks}.{index}.{layer}" for index in range(2) for layer in BLOCK_LAYERS}
 
 
+@pytest.mark.newest_only
+def test_the_trainer_gives_an_open_config_the_layers_of_the_blocks_and_the_task(base, make_sft_trainer, chats) -> None:
+    trainer = make_sft_trainer(load(base), peft_config=peft.LoraConfig(r=2), train_dataset=chats)
+    names = {name.split(".lora_A")[0] for name, _ in trainer.model.named_parameters() if "lora_A" in name}
+    assert {name.rpartition(".")[2] for name in names} == set(BLOCK_LAYERS)
+    assert len(names) == 2 * len(BLOCK_LAYERS)
+    trainer.save_model()
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(trainer.args.output_dir)
+    assert loaded.peft_config["default"].task_type == "CAUSAL_LM"
+
+
 def test_an_adapter_with_the_official_module_names_attaches_and_adds_b_times_a(base, tmp_path) -> None:
     folder = tmp_path / "official"
     folder.mkdir()

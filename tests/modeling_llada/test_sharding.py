@@ -1,0 +1,60 @@
+"""Laws of a model that is split over two processes: it computes what one process computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_llada import LLaDAConfig, LLaDAModel, LLaDAModelLM
+
+from .two_shards import CHECKPOINTS, MASK, SHARDINGS, computed_by
+
+SCRIPT = Path(__file__).with_name("two_shards.py")
+SMALL = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 64, "vocab_size": 100}
+SMALL |= {"mask_token_id": MASK, "eos_token_id": 0, "pad_token_id": 0, "init_fn": "normal", "init_std": 0.3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The checkpoints, and `results.pt` of the two processes."""
+    folder = tmp_path_factory.mktemp("shards")
+    for name in CHECKPOINTS:
+        torch.manual_seed(0)
+        LLaDAModelLM(LLaDAConfig(**SMALL, weight_tying=name == "tied")).save_pretrained(folder / name)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [*command, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert run.returncode == 0, run.stderr[-5000:]
+    assert "match nothing" not in run.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.newest_only
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_two_processes_compute_what_one_computes(folder, checkpoint, sharding) -> None:
+    results = torch.load(folder / "results.pt", weights_only=False)[checkpoint, sharding]
+    expected = computed_by(LLaDAModelLM.from_pretrained(folder / checkpoint, dtype=torch.float32).eval())
+    assert len(expected) == 1 + 3 + 1 + (2 * 2 + 1)
+    for name, value in expected.items():
+        if name.startswith("tokens"):
+            assert torch.equal(results[name], value), name
+        else:
+            assert torch.allclose(results[name], value, atol=1e-4), name
+    halves = {"wte": 100 * 32 // 2, "blocks.0.q_proj": 32 * 32 // 2, "ff_out": 100 * 32 // 2}
+    assert results["columns here"] == halves
+    assert results["blocks"] == {"FSDPLLaDABlock" if sharding == "FSDP2" else "LLaDABlock"}
+
+
+def test_every_rule_of_a_plan_names_modules_of_the_model() -> None:
+    model = LLaDAModel(LLaDAConfig(**SMALL))
+    names = {name.replace("blocks.0", "blocks.*") for name, _ in model.named_modules()}
+    assert set(LLaDAConfig.base_model_tp_plan) <= names
+    assert set(LLaDAConfig.base_model_fsdp_plan) <= names
+    assert {"model." + name for name in names} >= set(LLaDAModelLM._tp_plan or {})

@@ -1,0 +1,73 @@
+"""Run by `torchrun` in two processes: what sharded models compute; process 0 writes it to a file.
+
+Usage: torchrun --nproc-per-node 2 two_shards.py FOLDER
+
+FOLDER holds the checkpoints of `CHECKPOINTS`. All ways to shard share the processes, because to start these takes
+longer than to compute.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeling_llada import LLaDAModelLM
+
+CHECKPOINTS = ("tied", "untied")
+# The ways to shard, as options of transformers' `DistributedConfig`.
+SHARDINGS: dict[str, dict[str, Any]] = {
+    "tensor parallel": {"tp_size": 2, "tp_plan": "auto"},
+    "FSDP2": {"fsdp_size": 2},
+}
+MASK = 99
+
+
+def computed_by(model: LLaDAModelLM) -> dict[str, Tensor]:
+    """Logits of a padded batch, tokens for every cache, and loss and gradients of the norms of a training step."""
+    ids = torch.randint(1, 90, (2, 10), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    noisy = ids.clone()
+    noisy[:, 4::2] = MASK
+    results = {"logits": model(noisy, mask).logits.detach()}
+    options = {"attention_mask": mask, "max_new_tokens": 12, "block_length": 4, "steps": 6}
+    for cache in ("none", "prefix", "dual"):
+        results[f"tokens, cache {cache}"] = model.generate(ids, cache=cache, **options)
+    loss = model(noisy, mask, labels=ids).loss
+    loss.backward()
+    results["loss"] = loss.detach()
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "ln_f" in name:
+            gradient = parameter.grad
+            results[f"gradient of {name}"] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return results
+
+
+def main(folder: Path) -> None:
+    from transformers.distributed import DistributedConfig  # transformers 4 has it elsewhere, and no FSDP
+
+    results = {}
+    for checkpoint in CHECKPOINTS:
+        for sharding, options in SHARDINGS.items():
+            config = DistributedConfig(**options)
+            model: Any = LLaDAModelLM.from_pretrained(
+                folder / checkpoint, dtype=torch.float32, distributed_config=config
+            )
+            results[checkpoint, sharding] = {
+                "blocks": {type(block).__name__ for block in model.model.transformer.blocks},
+                "columns here": {
+                    name: model.get_submodule(f"model.transformer.{name}").weight.to_local().numel()
+                    for name in ("wte", "blocks.0.q_proj", "ff_out")
+                    if hasattr(model.get_submodule(f"model.transformer.{name}").weight, "to_local")
+                },
+                **computed_by(model.eval()),
+            }
+    if torch.distributed.get_rank() == 0:
+        torch.save(results, folder / "results.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
