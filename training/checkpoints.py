@@ -6,7 +6,9 @@ import re
 import shutil
 from typing import Any, Optional, Union
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -49,7 +51,11 @@ class ResumableTrainer(Trainer):
 
         Checkpoints of FSDP keep its shards if it is so configured. Everything else is gathered: `Trainer` would
         write no weights at all.
+
+        Raises:
+            ValueError: if a weight is infinite or not a number; nothing is written then.
         """
+        self._check_weights()
         save = super().save_model
         is_checkpoint = _internal_call and output_dir is not None
         if not self.is_fsdp_enabled or is_checkpoint:
@@ -61,6 +67,21 @@ class ResumableTrainer(Trainer):
             return save(output_dir, _internal_call)
         finally:
             plugin.set_state_dict_type(configured)
+
+    def way_back(self) -> str:
+        """What messages say of a training that has diverged: where it stands, and how to do better."""
+        return (
+            f"step {self.state.global_step}; the training has diverged, so lower `learning_rate` "
+            f"({self.args.learning_rate}). The last complete checkpoint is {last_checkpoint(self.args.output_dir)}."
+        )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite, in whichever process they lie."""
+        names = non_finite_weights(self.model)
+        num_found = torch.tensor(len(names), device=self.accelerator.device)
+        if self.accelerator.reduce(num_found, reduction="sum").item():
+            place = f"`{names[0]}`" if names else "the shard of another process"
+            raise ValueError(f"Saved weights must be finite, got inf or nan in {place} at {self.way_back()}")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_folder = self._get_output_dir(trial=trial)
@@ -80,6 +101,18 @@ class ResumableTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # The last file that every process writes. Next the main process writes the state and deletes old checkpoints.
         self.accelerator.wait_for_everyone()
+
+
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Names of the trained parameters with an infinite value or one that is not a number; shards of this process."""
+    names = []
+    for name, parameter in model.named_parameters():
+        shard = getattr(parameter, "ds_tensor", parameter).detach()  # ZeRO-3 empties the parameter itself
+        shard = shard.to_local() if hasattr(shard, "to_local") else shard  # FSDP2
+        # The extremes carry a NaN on, and need no second tensor as large as the parameter.
+        if parameter.requires_grad and shard.numel() and not torch.stack(shard.aminmax()).isfinite().all():
+            names.append(name)
+    return names
 
 
 def last_checkpoint(output_dir: str) -> Optional[str]:
