@@ -205,10 +205,33 @@ def test_overwrite_begins_anew_but_not_for_a_call_that_fails(folder):
     before = answers_of()
     assert_fails(run("--overwrite", "--steps", "1"), "`steps` must be at least the number of blocks (2), got 1")
     assert read_lines() == before
-    Path("answers.jsonl.part-1").write_text("notes\n")
+    shutil.copy("answers.jsonl", "answers.jsonl.part-1")
     after = answers_of("--overwrite", "--steps", "2")
     assert [answer["forward_passes"] for answer in after] == [2] * 7
     assert not Path("answers.jsonl.part-1").exists()
+
+
+def test_overwrite_keeps_a_file_that_only_has_the_name_of_a_part(folder):
+    before = answers_of()
+    shutil.copy("prompts.jsonl", "answers.jsonl.part-1")
+    assert_fails(
+        run("--overwrite"), "has the name of a part of `answers.jsonl`, but holds other things than its records"
+    )
+    assert read_lines() == before
+    assert read_lines("answers.jsonl.part-1") == read_lines("prompts.jsonl")
+
+
+@pytest.mark.parametrize("ending", ["run.json", "draft-0", "draft-1", "part-1"])
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_an_input_named_like_a_file_beside_the_output_is_refused_and_kept(folder, ending, options):
+    source = Path(f"a.jsonl.{ending}")
+    shutil.copy("prompts.jsonl", source)
+    Path("link.jsonl").symlink_to(source)
+    for name in (str(source), "link.jsonl"):
+        message = "`--input` must not have the name of a file that `--output` writes beside `a.jsonl`, got"
+        assert_fails(run(*options, files=(name, "a.jsonl")), message)
+    assert source.read_bytes() == Path("prompts.jsonl").read_bytes()
+    assert not Path("a.jsonl").exists()
 
 
 def test_a_second_run_on_the_same_file_is_refused_while_the_first_is_writing(folder):
