@@ -1,9 +1,11 @@
 """Checkpoints that survive a kill or a full disk, and a final model that is whole however it was trained."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from typing import Any, Optional, Union
 
 import torch
@@ -14,6 +16,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 _FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
+
+class _NotSaved(OSError):
+    """A folder that could not be written, and where to go on."""
 
 
 class ResumableTrainer(Trainer):
@@ -54,17 +60,23 @@ class ResumableTrainer(Trainer):
 
         Raises:
             ValueError: if a weight is infinite or not a number; nothing is written then.
+            OSError: if the disk is full.
         """
         self._check_weights()
+        with self._naming_what_is_not_saved(output_dir or self.args.output_dir, self.args.output_dir):
+            self._save_whole_model(output_dir, _internal_call)
+
+    def _save_whole_model(self, output_dir: Optional[str], _internal_call: bool) -> None:
         save = super().save_model
         is_checkpoint = _internal_call and output_dir is not None
         if not self.is_fsdp_enabled or is_checkpoint:
-            return save(output_dir, _internal_call)
+            save(output_dir, _internal_call)
+            return
         plugin = self.accelerator.state.fsdp_plugin
         configured = plugin.state_dict_type
         plugin.set_state_dict_type("FULL_STATE_DICT")
         try:
-            return save(output_dir, _internal_call)
+            save(output_dir, _internal_call)
         finally:
             plugin.set_state_dict_type(configured)
 
@@ -89,11 +101,18 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             _clear(checkpoint)
         self.accelerator.wait_for_everyone()
-        try:
+        with self._naming_what_is_not_saved(checkpoint, run_folder):
             super()._save_checkpoint(model, trial)
+
+    @contextlib.contextmanager
+    def _naming_what_is_not_saved(self, folder: str, run_folder: str) -> Iterator[None]:
+        try:
+            yield
+        except _NotSaved:
+            raise  # said already, of the checkpoint's model
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise OSError(
-                f"{checkpoint} could not be saved ({error}); the last complete checkpoint is "
+            raise _NotSaved(
+                f"{folder} could not be saved ({error}); the last complete checkpoint is "
                 f"{last_checkpoint(run_folder)}. Make room, then resume with `resume_from_checkpoint=True`."
             ) from error
 
