@@ -18,7 +18,7 @@ from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 
 from .display import cut_at_stop
-from .generate import active_stop_ids, decode_answer, load_with_notice, open_length
+from .generate import active_stop_ids, check_seed, decode_answer, load_with_notice, open_length
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
 
 
@@ -125,6 +125,8 @@ def answer_lines(
     """
     rows = [_encode(checkpoint, line, chat) for line in lines]
     seed = options.get("seed")
+    if seed is not None and lines:
+        check_seed(seed, 1 + max(line.index for line in lines))
     try:
         answers = generate_many(
             checkpoint.model,

@@ -307,10 +307,11 @@ BAD_LINES = [
     ('{"prompt": "a", "answer": "b"}', "prompts.jsonl:2 has the key `answer`, which the answer adds"),
     ('{"prompt": "\\ud800"}', "prompts.jsonl:2 is not valid UTF-8 (surrogates not allowed)"),
     ('{"prompt": "a <|mdm_mask|>"}', "prompts.jsonl:2 holds <|mdm_mask|>"),
+    ('{"prompt": "a", "b": ' + "[" * 100_000 + "]" * 100_000 + "}", "prompts.jsonl:2 is not JSON (maximum recursion"),
 ]
 
 
-@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[line for line, _ in BAD_LINES])
+@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[line[:40] for line, _ in BAD_LINES])
 def test_a_bad_line_is_named_by_its_number(folder, line, message):
     Path("prompts.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
     assert_fails(run(), message)
@@ -337,6 +338,7 @@ def test_a_prompt_too_long_for_an_open_answer_is_named_by_its_line(folder):
         (["--overwrite"], "pass --input and --output"),
         (["a", "-i", "prompts.jsonl", "-o", "a"], "`PROMPTS` cannot be combined with --input and --output"),
         (["-i", "prompts.jsonl", "-o", "a", "--infill"], "`--infill` cannot be combined with --input"),
+        (["-i", "prompts.jsonl", "-o", "a", "--seed", str(2**64 - 5)], "`--seed` must be from"),
         (["-i", "prompts.jsonl", "-o", "a", "--json"], "`--json` cannot be combined with --input"),
         (["-i", "prompts.jsonl", "-o", "a", "--cache", "dual", "--freeze-prompt"], "`freeze_prompt` has no meaning"),
     ],
