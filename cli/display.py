@@ -34,7 +34,9 @@ def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None
         OSError: if stdout is closed.
     """
     if sys.stdout is None:
-        raise OSError("stdout is closed, but the answers are printed there; leave `>&-` out, or pass `--output`.")
+        raise OSError(
+            "stdout is closed, but the answers are printed there; leave `>&-` out, or pass `--input` and `--output`."
+        )
     if quiet:
         return None, False
     if sys.stdout.isatty() and not answers_on_stdout:

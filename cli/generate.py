@@ -162,8 +162,8 @@ def check_seed(seed: int, num_rows: int) -> None:
     """
     if not SEEDS[0] <= seed <= SEEDS[1] - num_rows:
         raise ValueError(
-            f"`--seed` must be from {SEEDS[0]} to {SEEDS[1] - num_rows} for {num_rows} prompts, got {seed}; pass a "
-            "smaller number."
+            f"`--seed` must be from {SEEDS[0]} to {SEEDS[1] - num_rows}, as each prompt adds its number, got {seed}; "
+            "pass a smaller one."
         )
 
 

@@ -82,9 +82,11 @@ class ResumableTrainer(Trainer):
 
     def way_back(self) -> str:
         """What messages say of a training that has diverged: where it stands, and how to do better."""
+        checkpoint = last_checkpoint(self.args.output_dir)
         return (
             f"step {self.state.global_step}; the training has diverged, so lower `learning_rate` "
-            f"({self.args.learning_rate}). The last complete checkpoint is {last_checkpoint(self.args.output_dir)}."
+            f"({self.args.learning_rate}), and "
+            + (f"resume from the last complete checkpoint, {checkpoint}." if checkpoint else "start afresh.")
         )
 
     def _check_weights(self) -> None:

@@ -200,7 +200,7 @@ def test_infill_fills_the_masks_and_leaves_the_rest():
         (["a", "--device", "meta"], "`device` must hold numbers, got 'meta', which has shapes only; pass e.g. cpu"),
         (
             ["a", "--seed", str(2**64)],
-            "`--seed` must be from -9223372036854775808 to 18446744073709551614 for 1 prompts",
+            "`--seed` must be from -9223372036854775808 to 18446744073709551614, as each",
         ),
         (["a", "b", "--seed", str(2**64 - 2)], "`--seed` must be from"),
         (["\udcff"], r"A prompt must be UTF-8, got '\udcff'; write it in a terminal that uses UTF-8"),
