@@ -83,10 +83,11 @@ class ResumableTrainer(Trainer):
     def way_back(self) -> str:
         """What messages say of a training that has diverged: where it stands, and how to do better."""
         checkpoint = last_checkpoint(self.args.output_dir)
+        # Not resume: the schedule of a resumed run is the saved one.
+        place = f", with the last complete checkpoint, {checkpoint}, as `model`" if checkpoint else ""
         return (
-            f"step {self.state.global_step}; the training has diverged, so lower `learning_rate` "
-            f"({self.args.learning_rate}), and "
-            + (f"resume from the last complete checkpoint, {checkpoint}." if checkpoint else "start afresh.")
+            f"step {self.state.global_step}; the training has diverged, so start another run with a lower "
+            f"`learning_rate` than {self.args.learning_rate}{place}."
         )
 
     def _check_weights(self) -> None:
