@@ -58,7 +58,7 @@ def test_weights_that_are_not_finite_make_no_checkpoint(make_trainer, tmp_path):
     options = {"logging_strategy": "no", "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     trainer = make_trainer(**options)
     trainer.add_callback(BreakWeights(3))
-    message = r"Saved weights must be finite, got inf or nan in `model\..+` at step 3; .*, with the last .*checkpoint-2, as `model`\.$"
+    message = r"Saved weights must be finite, got inf or nan in `.+` at step 3; .* .*checkpoint-2, as `model`\.$"
     with pytest.raises(ValueError, match=message):
         trainer.train()
     kept = last_checkpoint(trainer.args.output_dir)
