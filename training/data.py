@@ -327,10 +327,11 @@ def _only_text(documents: Dataset, text_column: str, source: str) -> Dataset:
 
 def _filled(rows: Dataset, source: str) -> Dataset:
     """`rows`, if no value of them is missing."""
+    table = rows.with_format("arrow")[:]
     for column in rows.column_names:
-        for index, is_there in enumerate(rows.with_format("arrow")[:][column].is_valid().to_pylist()):
-            if not is_there:
-                raise ValueError(f"Every row must have a `{column}`, got none in row {index} of {source}; add it.")
+        if table[column].null_count:
+            index = table[column].is_valid().to_pylist().index(False)
+            raise ValueError(f"Every row must have a `{column}`, got none in row {index} of {source}; add it.")
     return rows
 
 
