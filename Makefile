@@ -34,7 +34,7 @@ OPTIMUM_MARKERS ?= not newest_only
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Tests run in parallel with one thread each; the slowest stand in build/durations.txt.
 PYTEST := OMP_NUM_THREADS=1 $(OFFLINE)
-IN_PARALLEL := --numprocesses $(WORKERS) --dist worksteal --durations 50
+IN_PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 50
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

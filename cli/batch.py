@@ -170,14 +170,9 @@ def _to_record(
 def _progress(process: Processes, quiet: bool) -> Progress:
     """Return the bar, which the first process shows for its own share."""
     share = "" if process.num_processes == 1 else f" (process 1 of {process.num_processes})"
-    columns = (TextColumn("{task.description}" + share), BarColumn(), MofNCompleteColumn())
-    return Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet or process.rank > 0,
-    )
+    title = TextColumn("{task.description}" + share)
+    columns = (title, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=quiet or process.rank > 0)
 
 
 def _report(output_file: Path, num_new: int, num_share: int, num_missing: int, seconds: float) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import reports_errors
+from .options import quiet_transformers, reports_errors
 
 app = typer.Typer(no_args_is_help=True, help="Convert a checkpoint; each sub-command has its own --help.")
 
@@ -14,6 +14,7 @@ Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.",
 Dtype = Annotated[
     str, typer.Option(help="Data type of the weights: float32, bfloat16, float16, or auto: the source's.")
 ]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace the checkpoint in DST.")]
 
 
@@ -40,12 +41,9 @@ def autoregressive(
 
     The weights do not change; train the result before use, with llada train pretrain.
     """
-    from transformers.utils import logging
-
     from llada_conversion import convert_autoregressive
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     options = {"gguf_file": gguf_file, "dtype": dtype, "mask_token": mask_token, "init_from": init_from}
     folder = convert_autoregressive(source, target, **options, force=force)
     print(f"LLaDA checkpoint: {folder}")
@@ -65,7 +63,7 @@ def official(
         bool,
         typer.Option("--verify", help="Compare every tensor's bytes and the logits with SRC before DST is created."),
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)] = None,
+    revision: Revision = None,
     force: Force = False,
 ) -> None:
     """Add current code and repaired tokenizer files to LLaDA-8B-Base, -Instruct or -1.5.

@@ -1,5 +1,6 @@
 """`llada evaluate`: suites of benchmarks, and what is done with their records; imports what it needs when it runs."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from llada_core.lazy import requires_extra
 
-from .options import MODEL_OPTIONS, reports_errors, takes
+from .options import MODEL_OPTIONS, quiet_transformers, reports_errors, takes
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -81,7 +82,8 @@ def evaluate(
         from llada_evaluation.suite import choose
     from .scores import print_records
 
-    _quiet_libraries()
+    quiet_transformers()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     use_exported_loader(load_exported)
     options = RunOptions(
         output=output,
@@ -140,14 +142,3 @@ def card(
     records = [record for path in paths[:-1] for record in read_records(path)]
     results = [result for record in records for result in record_results(asdict(record))]
     print(f"Model card: {write_results(results, paths[-1])} ({len(results)} results)")
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' many notes on tasks and weights off the terminal; their errors stay."""
-    import logging
-
-    from transformers.utils import logging as transformers_logging
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .convert import Force, Source, Target
-from .options import reports_errors
+from .convert import Force, Revision, Source, Target
+from .options import quiet_transformers, reports_errors
 
 app = typer.Typer(no_args_is_help=True, help="Export a checkpoint; each sub-command has its own --help.")
 
@@ -17,7 +17,6 @@ BlockGraph = Annotated[
         help="Also export the graph for --cache prefix and dual, which doubles the folder.",
     ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)]
 
 
 @app.command()
@@ -70,12 +69,9 @@ def gguf(
 def _export(
     source: str, target: Path, runtime: str, weights: str, block_graph: bool, revision: str | None, force: bool
 ) -> None:
-    from transformers.utils import logging
-
     from llada_conversion import export_model
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     report = export_model(
         source, target, runtime, weights, with_block_graph=block_graph, force=force, revision=revision
     )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 from llada_conversion import load_exported
@@ -81,7 +82,14 @@ def answer_prompts(
             answers = answer_batch(checkpoint, rows[batch], options, draws, infill, streamer)
         for prompt, answer in zip(prompts[batch], answers):
             if json_lines:
-                print(_to_json(prompt, answer), flush=True)
+                record = {
+                    "prompt": prompt,
+                    "answer": answer.text,
+                    "forward_passes": answer.num_forward_passes,
+                    "tokens": answer.num_tokens,
+                    "seconds": round(answer.seconds, 4),
+                }
+                print(json.dumps(record, ensure_ascii=False), flush=True)
             elif not stays:
                 print_answer(answer.text)
         if console is not None and stays:
@@ -240,12 +248,10 @@ def left_pad(rows: list[list[int]], pad_token_id: int, device: torch.device) -> 
     Returns:
         Ids int64 [batch, length], and the attention mask int64 [batch, length], or None if nothing was padded.
     """
-    length = max(map(len, rows))
-    ids = torch.tensor([[pad_token_id] * (length - len(row)) + row for row in rows], device=device)
-    if all(len(row) == length for row in rows):
-        return ids, None
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+    tensors = [torch.tensor(row) for row in rows]
+    ids = pad_sequence(tensors, True, pad_token_id, "left")
+    mask = pad_sequence([torch.ones_like(row) for row in tensors], True, 0, "left")
+    return ids.to(device), None if mask.all() else mask.to(device)
 
 
 def print_answer(text: str) -> None:
@@ -257,19 +263,6 @@ def decode_answer(checkpoint: Checkpoint, ids: list[int]) -> str:
     """Decode without special tokens, up to an end of turn that a tokenizer without this token has spelled out."""
     text = str(checkpoint.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     return text.partition(EOT_TOKEN)[0]
-
-
-def _to_json(prompt: str, answer: Answer) -> str:
-    return json.dumps(
-        {
-            "prompt": prompt,
-            "answer": answer.text,
-            "forward_passes": answer.num_forward_passes,
-            "tokens": answer.num_tokens,
-            "seconds": round(answer.seconds, 4),
-        },
-        ensure_ascii=False,
-    )
 
 
 def _summary(answers: list[Answer]) -> str:

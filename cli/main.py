@@ -90,22 +90,13 @@ def generate(
         return
     from .batch import answer_file
 
-    without = {"PROMPTS": prompts, "--infill": infill, "--json": json_lines}
-    for name, given in without.items():
+    for name, given in {"PROMPTS": prompts, "--infill": infill, "--json": json_lines}.items():
         if given:
             raise ValueError(f"`{name}` cannot be combined with --input and --output; leave it out.")
     if input_file is None or output_file is None:
         raise ValueError("`--input`, `--output` and `--overwrite` belong together; pass --input and --output.")
-    answer_file(
-        input_file,
-        output_file,
-        model_options,
-        options,
-        chat=chat,
-        batch_size=batch_size or 8,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
+    how: Any = {"batch_size": batch_size or 8, "overwrite": overwrite, "quiet": quiet}
+    answer_file(input_file, output_file, model_options, options, chat=chat, **how)
 
 
 @app.command()

@@ -107,6 +107,14 @@ def print_error(message: str) -> None:
     Console(file=sys.stderr).print(text, soft_wrap=True)
 
 
+def quiet_transformers() -> None:
+    """Keep the notes and progress bars of transformers off the terminal; its errors stay."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def _parameter(name: str, kind: Any, text: str, default: Any = None, panel: str | None = None) -> inspect.Parameter:
     """Make the parameter from which Typer makes the flag."""
     flags = _SHORT_FLAGS.get(name, [])

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from llada_core.hub import CHECKPOINT_FILES, DESCRIPTIONS, fetch_checkpoint
-from llada_core.loading import DTYPES, complete_options
+from llada_core.loading import complete_options, parse_dtype
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
@@ -72,7 +72,8 @@ def convert_autoregressive(
         source: folder or Hub id of a checkpoint with its tokenizer.
         target: folder to make.
         gguf_file: name of a GGUF file in `source`, which is dequantised.
-        dtype: data type of the new weights, one of `DTYPES`; `auto` is the source's, float32 for GGUF.
+        dtype: data type of the new weights, one of `llada_core.loading.DTYPES`; `auto` is the source's, float32 for
+            GGUF.
         mask_token: text of the mask token; one that the vocabulary holds keeps its row. None: the token that the
             tokenizer declares, else `<|mdm_mask|>`.
         init_from: token whose rows the new tokens start from. None: the mean of all tokens' rows.
@@ -89,8 +90,7 @@ def convert_autoregressive(
 
     Not handled: scaled rotary embeddings, sliding windows, biases, quantised weights other than GGUF.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    weight_dtype = parse_dtype("float32" if gguf_file and dtype == "auto" else dtype)
     check_target(target, force)
     folder = fetch_checkpoint(source, files=CHECKPOINT_FILES if gguf_file is None else (*DESCRIPTIONS, gguf_file))
     check_target(target, force, source=folder)
@@ -99,7 +99,7 @@ def convert_autoregressive(
     source_config = read_source_config(folder, gguf_file)
     tokenizer, new_ids = _load_tokenizer(folder, gguf_file, mask_token)
     init_id = None if init_from is None else _known_id(tokenizer, init_from, new_ids)
-    weights = _load_weights(folder, gguf_file, dtype)
+    weights = _load_weights(folder, gguf_file, weight_dtype)
     for name in (EMBEDDING, HEAD):
         weights[name] = add_rows(weights[name], new_ids, init_id)
     config = llada_config(source_config, tokenizer, weights[EMBEDDING].shape[0])
@@ -225,10 +225,9 @@ def _known_id(tokenizer: PreTrainedTokenizerBase, token: str, new_ids: list[int]
     return token_id
 
 
-def _load_weights(source: Path, gguf_file: Optional[str], dtype: str) -> dict[str, Tensor]:
+def _load_weights(source: Path, gguf_file: Optional[str], dtype: Any) -> dict[str, Tensor]:
     """Load the source's tensors under its own names; every one must be there, known, and of the right shape."""
-    options: dict[str, Any] = {"gguf_file": gguf_file, "trust_remote_code": False}
-    options["dtype"] = getattr(torch, "float32" if gguf_file and dtype == "auto" else dtype, "auto")
+    options: dict[str, Any] = {"gguf_file": gguf_file, "trust_remote_code": False, "dtype": dtype}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **options

@@ -1,7 +1,6 @@
 """Exports a checkpoint to ONNX or OpenVINO: graphs, config and tokenizer in a folder, compared with PyTorch."""
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from llada_core.hub import fetch_checkpoint
 from llada_core.loading import load_model
-from llada_core.tokenization import save_tokenizer
 
 from .folders import check_space, check_target, complete_folder
 from .graphs import Gap, block_graph, check_gaps, full_graph, measure_gaps
-from .official import config_text, license_texts, read_config
+from .official import read_config, write_descriptions
 from .runtimes import RUNTIMES, optimum_problem
 
 
@@ -70,43 +68,29 @@ def export_model(
         ImportError: if the runtime is not installed, or NNCF where OpenVINO's weights are compressed.
         OSError: for a source that is not there, a target that is, and a full disk.
     """
-    engine = _find_runtime(runtime, weights)
+    if runtime not in RUNTIMES:
+        raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+    engine = RUNTIMES[runtime]
+    if weights not in engine.weights:
+        raise ValueError(f"`weights` must be one of {', '.join(engine.weights)} for {runtime}, got {weights!r}.")
+    engine.check_installed(weights)
     folder = fetch_checkpoint(source, revision)
     check_target(target, force, source=folder)
     read_config(folder)
     problem = optimum_problem(runtime)
     model: Any = load_model(folder, dtype="float32").eval()
     files = [engine.full_file, engine.block_file] if with_block_graph else [engine.full_file]
-    check_space(target, len(files) * sum(p.numel() * p.element_size() for p in model.parameters()))
+    check_space(target, len(files) * sum(p.nbytes for p in model.parameters()))
     with complete_folder(target, force) as scratch, _quietly():
         for file, make_graph in zip(files, (full_graph, block_graph)):
             engine.write_graph(make_graph(model), scratch / file, weights, with_optimum=problem is None)
         gaps = measure_gaps(model, *(engine.open_graph(scratch / file) for file in files))
         if weights == "float32":
             check_gaps(gaps)
-        _write_other_files(folder, scratch, model)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        write_descriptions(folder, scratch, model.config, model.generation_config, tokenizer, with_code=False)
     by = "Optimum" if problem is None else f"{engine.plain_exporter}, without Optimum: {problem}"
     return ExportReport(Path(target), by, gaps)
-
-
-def _find_runtime(name: str, weights: str) -> Any:
-    """Return the runtime called `name`, once it is clear that it can store such weights."""
-    if name not in RUNTIMES:
-        raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}, got {name!r}.")
-    runtime = RUNTIMES[name]
-    if weights not in runtime.weights:
-        raise ValueError(f"`weights` must be one of {', '.join(runtime.weights)} for {name}, got {weights!r}.")
-    runtime.check_installed(weights)
-    return runtime
-
-
-def _write_other_files(source: Path, target: Path, model: Any) -> None:
-    """Write config, generation config, tokenizer and the licence texts; the folder needs no code."""
-    save_tokenizer(PreTrainedTokenizerFast.from_pretrained(source), target)
-    model.generation_config.save_pretrained(target)
-    (target / "config.json").write_text(config_text(model.config, with_code=False), encoding="utf-8")
-    for path in license_texts(source):
-        shutil.copyfile(path, target / path.name)
 
 
 @contextmanager
@@ -115,8 +99,7 @@ def _quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

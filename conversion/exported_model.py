@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import MaskedLMOutput
 
+from llada_core.loading import EXPORTED_FILES
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig
 from modeling_llada.cache_llada import BlockCache
 from modeling_llada.generation_llada import LLaDAGenerationMixin
@@ -19,11 +20,8 @@ from modeling_llada.unmasking_llada import Proposer
 
 from .graphs import KeysAndValues, Runner, empty_past, run_block
 
-# The file by which an exported folder is known -> where the class that runs it stands.
-_CLASSES = {
-    "model.onnx": ("ort_model", "ORTModelForLLaDA"),
-    "openvino_model.xml": ("ov_model", "OVModelForLLaDA"),
-}
+# The file by which an exported folder is known -> the class of this package that runs it.
+_CLASSES = dict(zip(EXPORTED_FILES, ("ORTModelForLLaDA", "OVModelForLLaDA")))
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 # What `from_pretrained` hands on to where config files are looked for.
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -45,14 +43,13 @@ def load_exported(folder: str | Path, dtype: str = "auto", **options: Any) -> An
     file = next((file for file in _CLASSES if (Path(folder) / file).is_file()), None)
     if file is None:
         raise ValueError(f"`{folder}` must hold {' or '.join(_CLASSES)}; make one by: llada export onnx SRC DST")
-    module, name = _CLASSES[file]
     if file == "openvino_model.xml" and dtype in _PRECISIONS:
         options["ov_config"] = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], **options.get("ov_config", {})}
     elif dtype not in ("auto", "float32"):
         raise ValueError(
             f"`dtype` must be auto or float32 for `{file}`, got {dtype!r}: the graph holds its types; leave it out."
         )
-    return getattr(import_module(f".{module}", __package__), name).from_pretrained(folder, **options)
+    return getattr(import_module(".", __package__), _CLASSES[file]).from_pretrained(folder, **options)
 
 
 class ExportedLLaDA(LLaDAGenerationMixin):
@@ -76,11 +73,15 @@ class ExportedLLaDA(LLaDAGenerationMixin):
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path, config: Any = None, **options: Any) -> Any:
-        """Load an exported model; see the class."""
-        own_config, generation_config = read_configs(model_id, options)
+        """Load an exported model; see the class. Its configs are read by our classes, not by the folder's code."""
+        hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
+        own_config: Any = LLaDAConfig.from_pretrained(model_id, **hub_options)
         runtime: Any = super()
         model = runtime.from_pretrained(model_id, config=config or own_config, **options)
-        model.generation_config = generation_config
+        try:
+            model.generation_config = LLaDAGenerationConfig.from_pretrained(model_id, **hub_options)
+        except OSError:  # Optimum's command line writes none
+            model.generation_config = LLaDAGenerationConfig.from_model_config(own_config)
         return model
 
     def forward(
@@ -98,15 +99,13 @@ class ExportedLLaDA(LLaDAGenerationMixin):
         Not handled: `inputs_embeds`, `labels`, hidden states and attentions. The graphs score every position they are
         given; `logits_positions` and `logits_window` select afterwards.
         """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if past_key_values is not None:
             logits = self._pass_beside(past_key_values, input_ids, attention_mask, position_ids)
-        elif position_ids is None or _are_shifted_columns(position_ids, attention_mask):
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-            logits = self.run_full({"input_ids": input_ids, "attention_mask": mask})["logits"]
+        elif position_ids is None or _are_shifted_columns(position_ids, mask):
+            logits = self.run_full({"input_ids": input_ids, "attention_mask": mask.long()})["logits"]
         else:
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            past = empty_past(self.config, len(input_ids))
-            logits = self._block_pass(input_ids, mask, position_ids, past)[0]
+            logits = self._block_pass(input_ids, mask, position_ids, empty_past(self.config, len(input_ids)))[0]
         if logits_window is not None:
             logits = logits[:, slice(*logits_window)]
         if logits_positions is not None:
@@ -161,7 +160,6 @@ class ExportedLLaDA(LLaDAGenerationMixin):
     def prepare_options(
         self, generation_config: GenerationConfig | None, options: dict[str, Any]
     ) -> LLaDAGenerationConfig:
-        """The options of one call; see `LLaDAGenerationMixin.prepare_options`."""
         config: Any = super().prepare_options(generation_config, options)
         if config.compile:
             raise ValueError(
@@ -184,29 +182,12 @@ class ExportedLLaDA(LLaDAGenerationMixin):
         return self._run_block
 
 
-def read_configs(model_id: str | Path, options: dict[str, Any]) -> tuple[LLaDAConfig, LLaDAGenerationConfig]:
-    """Read the config and the generation config of an exported model, by our classes, not the folder's code.
-
-    Args:
-        model_id: a folder or a Hub id.
-        options: arguments of `from_pretrained`.
-    """
-    hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    config = LLaDAConfig.from_pretrained(model_id, **hub_options)
-    try:
-        return config, LLaDAGenerationConfig.from_pretrained(model_id, **hub_options)
-    except OSError:  # Optimum's command line writes none
-        return config, LLaDAGenerationConfig.from_model_config(config)
-
-
-def _are_shifted_columns(position_ids: Tensor, attention_mask: Tensor | None) -> bool:
+def _are_shifted_columns(position_ids: Tensor, attention_mask: Tensor) -> bool:
     """Whether every row's valid positions are its columns, less a number of its own.
 
     Attention reads differences of positions only, so that the full graph, which counts columns, is then right.
     """
     shift = torch.arange(position_ids.shape[1], device=position_ids.device) - position_ids
-    if attention_mask is None:
-        return bool((shift == shift[:, :1]).all())
     is_valid = attention_mask.bool()
     first = is_valid.int().argmax(-1, keepdim=True)
     return bool(((shift == shift.expand_as(is_valid).gather(1, first)) | ~is_valid).all())

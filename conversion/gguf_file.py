@@ -219,12 +219,9 @@ def _find_pre_tokenizer(rule: dict[str, Any] | None) -> str:
 def _add_special_ids(writer: Any, config: Any, tokenizer: Any) -> None:
     writer.add_mask_token_id(config.mask_token_id)
     writer.add_add_bos_token(tokenizer.bos_token_id is not None)
-    if tokenizer.bos_token_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
-    if tokenizer.eos_token_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_token_id)
-    if tokenizer.pad_token_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_token_id)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (token_id := getattr(tokenizer, name)) is not None:
+            getattr(writer, f"add_{name}")(token_id)
     if not missing_tokens(tokenizer, [EOT_TOKEN]):
         writer.add_eot_token_id(tokenizer.convert_tokens_to_ids(EOT_TOKEN))
     if tokenizer.chat_template:

@@ -6,6 +6,7 @@ With no cached column at all, the block graph is a full pass too.
 Shape legend: B batch, T columns, P cached columns, L columns computed, H key/value heads, D head width.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,29 +48,26 @@ class Graph:
     outputs: Axes
 
 
-class FullGraph(nn.Module):
-    """Ids int64 [B, T] and mask int64 [B, T] to logits [B, T, vocab], at the positions 0..T-1."""
-
+class _ModelGraph(nn.Module):
     def __init__(self, model: LLaDAModelLM):
         super().__init__()
         self.model = model
         self.config = model.config
+
+
+class FullGraph(_ModelGraph):
+    """Ids int64 [B, T] and mask int64 [B, T] to logits [B, T, vocab], at the positions 0..T-1."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-class BlockGraph(nn.Module):
+class BlockGraph(_ModelGraph):
     """Logits of some columns, and their keys and values, from their ids and the keys and values of all others.
 
     Ids int64 [B, L], mask int64 [B, P + L] (cached columns first), positions int64 [B, L], and for each layer keys and
     values [B, H, P, D]; out come logits [B, L, vocab] and for each layer keys and values [B, H, L, D].
     """
-
-    def __init__(self, model: LLaDAModelLM):
-        super().__init__()
-        self.model = model
-        self.config = model.config
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: KeysAndValues
@@ -186,21 +184,21 @@ def measure_gaps(model: Any, full: Runner, block: Runner | None = None) -> list[
         full: the full graph.
         block: the block graph, None if there is none.
     """
-    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    pairs: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for ids, mask in _cases(model.config):
         expected = model(ids, attention_mask=mask).logits
         is_valid, positions = mask.bool(), torch.arange(ids.shape[1])[None].repeat(len(ids), 1)
         logits = full({"input_ids": ids, "attention_mask": mask})["logits"]
-        pairs.setdefault("full graph", []).append((logits[is_valid], expected[is_valid]))
+        pairs["full graph"].append((logits[is_valid], expected[is_valid]))
         if block is None:
             continue
         logits, states = run_block(block, ids, mask, positions, empty_past(model.config, len(ids)))
-        pairs.setdefault("block graph, full pass", []).append((logits[is_valid], expected[is_valid]))
+        pairs["block graph, full pass"].append((logits[is_valid], expected[is_valid]))
         start = ids.shape[1] // 2
         past = [(key[:, :, :start], value[:, :, :start]) for key, value in states]
         logits, _ = run_block(block, ids[:, start:], mask, positions[:, start:], past)
-        is_valid = is_valid[:, start:]
-        pairs.setdefault("block graph, one block", []).append((logits[is_valid], expected[:, start:][is_valid]))
+        is_valid[:, :start] = False
+        pairs["block graph, one block"].append((logits[is_valid[:, start:]], expected[is_valid]))
     return [_gap(name, *(torch.cat(each) for each in zip(*rows))) for name, rows in pairs.items()]
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils.sha import sha_fileobj
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import modeling_llada.modeling_llada as modeling
+from llada_core.digests import file_digest
 from llada_core.hub import fetch_checkpoint
 from llada_core.loading import check_tokenizer, complete_options, load_tokenizer
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
-from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
+from modeling_llada import LLaDAConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
 
 from .folders import check_space, check_target, complete_folder
@@ -170,33 +170,25 @@ def write_other_files(source: Path, target: Path, config: LLaDAConfig, with_code
     """
     tokenizer = prepare_tokenizer(load_tokenizer(source, prepare=False), missing="add")
     check_tokenizer(tokenizer, config)
-    save_tokenizer(tokenizer, target)
-    read_generation_config(source, tokenizer).save_pretrained(target)
+    has_options = (source / "generation_config.json").is_file()
+    options = GenerationConfig.from_pretrained(source) if has_options else GenerationConfig()
     config.architectures = [LLaDAModelLM.__name__]
-    (target / "config.json").write_text(config_text(config, with_code), encoding="utf-8")
-    for path in license_texts(source) + (code_files() if with_code else []):
+    write_descriptions(source, target, config, complete_options(options, tokenizer), tokenizer, with_code)
+
+
+def write_descriptions(
+    source: Path, target: Path, config: Any, options: GenerationConfig, tokenizer: Any, with_code: bool
+) -> None:
+    """Write what describes a model, the licence texts, which must travel with it, and code, which config.json names."""
+    save_tokenizer(tokenizer, target)
+    options.save_pretrained(target)
+    fields = {**json.loads(config.to_json_string()), "auto_map": dict(AUTO_MAP)}
+    if not with_code:
+        del fields["auto_map"]
+    (target / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    texts = [path for pattern in ("LICENSE*", "NOTICE*") for path in source.glob(pattern)]
+    for path in texts + (code_files() if with_code else []):
         shutil.copyfile(path, target / path.name)
-
-
-def config_text(config: LLaDAConfig, with_code: bool) -> str:
-    """Spell out config.json; only a folder with code names it."""
-    fields: dict[str, Any] = json.loads(config.to_json_string())
-    fields.pop("auto_map", None)
-    if with_code:
-        fields["auto_map"] = dict(AUTO_MAP)
-    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
-
-
-def read_generation_config(source: Path, tokenizer: PreTrainedTokenizerBase) -> LLaDAGenerationConfig:
-    """Read the options that the source sets, and add what no released file names: the id of the end of turn."""
-    has_file = (source / "generation_config.json").is_file()
-    options = GenerationConfig.from_pretrained(source) if has_file else GenerationConfig()
-    return complete_options(options, tokenizer)
-
-
-def license_texts(folder: Path) -> list[Path]:
-    """List the texts that must travel with the weights."""
-    return [path for pattern in ("LICENSE*", "NOTICE*") for path in folder.glob(pattern)]
 
 
 def code_files() -> list[Path]:
@@ -280,13 +272,8 @@ def _changed_in_cache(source: Path) -> list[str]:
     return [
         f"The downloaded `{path.name}` has another SHA-256 than on the Hub; delete it from the cache."
         for path, name in names.items()
-        if _SHA256.fullmatch(name) and _file_sha256(path) != name
+        if _SHA256.fullmatch(name) and file_digest(path) != name
     ]
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return sha_fileobj(file).hex()
 
 
 def _different_tensors(source: Path, folder: Path) -> list[str]:

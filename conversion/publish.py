@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,10 @@ _WEIGHTS = {
 }
 # The parts of a model or an adapter. Anything else stays here: optimizer states, pickled arguments, logs.
 PUBLISHED = (
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*_llada.py",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.jinja",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-    "training_log.jsonl",
-    "*.png",
-)
+    "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja",
+    "*_llada.py", "LICENSE*", "NOTICE*", "README.md", "training_log.jsonl", "*.png",
+)  # fmt: skip
 # Names under which keys and passwords are kept, wherever they lie in the folder.
 SECRET_NAMES = (
     ".env*", "*.pem", "*.key", "*.p12", "*.pfx", "*.token", "token", "token.txt", "id_rsa*", "id_ed25519*", "id_ecdsa*",
@@ -107,7 +95,7 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
         weights = {path.name for path in weight_files(folder)} | ({INDEX_NAME} if is_sharded(folder) else set())
     strays = [name for name in files if ".safetensors" in name and name not in weights]
     files = {name: content for name, content in files.items() if name not in strays}
-    num_parameters = sum(tensor.num_elements for tensor in tensors.values())
+    num_parameters = sum(prod(tensor.shape) for tensor in tensors.values())
     files["README.md"] = published_card(folder, repo_id, facts, num_parameters, is_adapter).encode()
     return Upload(repo_id, "adapter" if is_adapter else "model", dict(sorted(files.items())), (*left_out, *strays))
 

@@ -61,7 +61,7 @@ class OnnxRuntime:
                 product, whose outliers leave no room in 8 bits for the rest.
             with_optimum: export by Optimum instead of by torch.
         """
-        is_large = sum(p.numel() * p.element_size() for p in graph.module.parameters()) > LARGEST_FILE
+        is_large = sum(p.nbytes for p in graph.module.parameters()) > LARGEST_FILE
         write = _write_onnx_with_optimum if with_optimum else partial(_write_onnx_with_torch, is_large=is_large)
         if weights == "float32":
             write(graph, path)
@@ -85,13 +85,7 @@ class OnnxRuntime:
     def open_graph(
         self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), options: Any = None
     ) -> Runner:
-        """Open an ONNX file.
-
-        Args:
-            path: the file.
-            providers: ONNX Runtime's execution providers, the preferred one first.
-            options: its `SessionOptions`.
-        """
+        """Open an ONNX file with ONNX Runtime's execution providers, the preferred one first, and `SessionOptions`."""
         from onnxruntime import InferenceSession
 
         session = InferenceSession(str(path), sess_options=options, providers=list(providers))
@@ -112,21 +106,17 @@ class OpenVINORuntime:
     plain_exporter = "openvino.convert_model"
 
     def check_installed(self, weights: str) -> None:
-        """As `OnnxRuntime.check_installed`."""
         require_packages(["openvino"], extra="openvino")
         if weights != "float32":
             require_packages(["nncf"], extra="optimum")
 
     def write_graph(self, graph: Graph, path: Path, weights: str, with_optimum: bool) -> None:
-        """Write a graph: `path` (.xml) and the weights beside it (.bin).
+        """Write a graph: `path` (.xml) and the weights beside it (.bin); arguments as of `OnnxRuntime.write_graph`.
 
         Args:
-            graph: the graph.
-            path: the file to make.
             weights: `float32`; `int8`: one scale per output; `int4`: one scale per group of inputs (per output where
                 the widths share no group), embedding and head at 8 bits. Computation is in floats in every case. The
                 latter two need NNCF.
-            with_optimum: convert by Optimum instead of by `openvino.convert_model`.
         """
         import openvino
 
@@ -136,13 +126,7 @@ class OpenVINORuntime:
         openvino.save_model(converted, path, compress_to_fp16=False)
 
     def open_graph(self, path: Path, options: dict[str, Any] | None = None, device: str = "CPU") -> Runner:
-        """Open a converted graph.
-
-        Args:
-            path: the .xml file.
-            options: OpenVINO's properties; None is `FLOAT32`.
-            device: OpenVINO's name of the device.
-        """
+        """Open a .xml file with OpenVINO's properties, `FLOAT32` for None, on the device that it calls `device`."""
         import openvino
 
         compiled = openvino.Core().compile_model(path, device, FLOAT32 if options is None else options)
@@ -185,24 +169,12 @@ def require_packages(modules: Iterable[str], extra: str, user: str = "The export
 
 
 def optimum_problem(runtime: str) -> str | None:
-    """Say what keeps Optimum from working with LLaDA; None if nothing does.
-
-    Args:
-        runtime: `onnx` or `openvino`.
-    """
+    """Say what keeps Optimum from working with LLaDA in a runtime of `NEEDED`; None if nothing does."""
     return find_problem(NEEDED[runtime], requires("llada-hf") or [], _installed_version)
 
 
 def require_optimum(runtime: str, name: str) -> None:
-    """Raise unless Optimum works.
-
-    Args:
-        runtime: `onnx` or `openvino`.
-        name: what needs it.
-
-    Raises:
-        ImportError: saying what is missing or too new.
-    """
+    """Raise an ImportError that says what is missing or too new for `name`, unless Optimum works with `runtime`."""
     problem = optimum_problem(runtime)
     if problem is not None:
         raise ImportError(f"`{name}` needs Optimum, and {problem}; {_WAY_OUT}")
@@ -323,6 +295,5 @@ def _compress(converted: Any, weights: str, config: Any) -> Any:
     if weights == "int8":
         return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM, **rest)
     group = math.gcd(config.hidden_size, config.intermediate_size, _LARGEST_GROUP)
-    # -1 is one scale per output.
-    group = group if group >= _SMALLEST_GROUP else -1
-    return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=group, **rest)
+    size = group if group >= _SMALLEST_GROUP else -1  # one scale per output
+    return nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=size, **rest)

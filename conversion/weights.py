@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,24 +15,23 @@ from torch import Tensor
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 2**24
-# Official name, Llama's name; {i} is the block. Both hold the same matrix, element by element.
-NAMES = (
-    ("model.transformer.wte.weight", "model.embed_tokens.weight"),
-    ("model.transformer.blocks.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight"),
-    ("model.transformer.blocks.{i}.q_proj.weight", "model.layers.{i}.self_attn.q_proj.weight"),
-    ("model.transformer.blocks.{i}.k_proj.weight", "model.layers.{i}.self_attn.k_proj.weight"),
-    ("model.transformer.blocks.{i}.v_proj.weight", "model.layers.{i}.self_attn.v_proj.weight"),
-    ("model.transformer.blocks.{i}.attn_out.weight", "model.layers.{i}.self_attn.o_proj.weight"),
-    ("model.transformer.blocks.{i}.ff_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
-    ("model.transformer.blocks.{i}.ff_proj.weight", "model.layers.{i}.mlp.gate_proj.weight"),
-    ("model.transformer.blocks.{i}.up_proj.weight", "model.layers.{i}.mlp.up_proj.weight"),
-    ("model.transformer.blocks.{i}.ff_out.weight", "model.layers.{i}.mlp.down_proj.weight"),
-    ("model.transformer.ln_f.weight", "model.norm.weight"),
-    ("model.transformer.ff_out.weight", "lm_head.weight"),
-)
+# Official name -> Llama's name; {i} is the block. Both hold the same matrix, element by element.
+NAMES = {
+    "model.transformer.wte.weight": "model.embed_tokens.weight",
+    "model.transformer.blocks.{i}.attn_norm.weight": "model.layers.{i}.input_layernorm.weight",
+    "model.transformer.blocks.{i}.q_proj.weight": "model.layers.{i}.self_attn.q_proj.weight",
+    "model.transformer.blocks.{i}.k_proj.weight": "model.layers.{i}.self_attn.k_proj.weight",
+    "model.transformer.blocks.{i}.v_proj.weight": "model.layers.{i}.self_attn.v_proj.weight",
+    "model.transformer.blocks.{i}.attn_out.weight": "model.layers.{i}.self_attn.o_proj.weight",
+    "model.transformer.blocks.{i}.ff_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
+    "model.transformer.blocks.{i}.ff_proj.weight": "model.layers.{i}.mlp.gate_proj.weight",
+    "model.transformer.blocks.{i}.up_proj.weight": "model.layers.{i}.mlp.up_proj.weight",
+    "model.transformer.blocks.{i}.ff_out.weight": "model.layers.{i}.mlp.down_proj.weight",
+    "model.transformer.ln_f.weight": "model.norm.weight",
+    "model.transformer.ff_out.weight": "lm_head.weight",
+}
 HEAD_NAME = "model.transformer.ff_out.weight"
-_TO_LLADA = {llama: official for official, llama in NAMES}
-_TO_LLAMA = dict(NAMES)
+_TO_LLADA = {llama: official for official, llama in NAMES.items()}
 _BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -45,11 +43,6 @@ class StoredTensor:
     name: str
     dtype: str  # as safetensors spells it: F32, BF16 …
     shape: tuple[int, ...]
-
-    @property
-    def num_elements(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
     def load(self) -> Tensor:
         """Read the tensor itself."""
@@ -83,7 +76,7 @@ def llama_name(name: str) -> str:
         >>> llama_name("model.transformer.ff_out.weight")
         'lm_head.weight'
     """
-    return _look_up(name, _TO_LLAMA)
+    return _look_up(name, NAMES)
 
 
 # What gives a tensor its name in each layout.
@@ -162,11 +155,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         problems += [f"`{name}` is in two files." for name in sorted(header.keys() & found.keys())]
         found |= header
     if is_sharded(folder) and not problems:
-        index = read_index(folder)
-        astray = [
-            n for n in sorted(index.keys() | found.keys()) if n not in found or index.get(n) != found[n].path.name
-        ]
-        problems += [f"`{name}` is not where `{INDEX_NAME}` says." for name in astray]
+        differing = read_index(folder).items() ^ {name: tensor.path.name for name, tensor in found.items()}.items()
+        problems += [f"`{name}` is not where `{INDEX_NAME}` says." for name in sorted({name for name, _ in differing})]
     if problems:
         raise ValueError(
             " ".join([f"The weights of `{folder}` are damaged.", *problems, "Download or save them again."])

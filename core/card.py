@@ -398,9 +398,8 @@ def _logged_results(state: dict[str, Any]) -> list[EvalResult]:
 
 
 def _refuse_what_needs_a_new_card(folder: Path, facts: CardFacts) -> None:
-    unset = CardFacts()
     options = {"--recipe": "recipe", "--prompt": "prompt", "--chat": "is_chat"}
-    given = [option for option, name in options.items() if getattr(facts, name) != getattr(unset, name)]
+    given = [option for option, name in options.items() if getattr(facts, name) != getattr(CardFacts, name)]
     if given:
         raise ValueError(
             f"`{folder}` has a README.md of its own, and {', '.join(given)} cannot be added to its text; write it "
@@ -450,13 +449,14 @@ def write_card(
     folder = Path(folder)
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return None
-    args, base = trainer.args, _base_of(trainer.model)
+    # Hub id or folder that the model, or the one under the adapter, was loaded from; None for a fresh one.
+    args, base = trainer.args, getattr(trainer.model.config, "_name_or_path", None) or None
     is_adapter, hub_id = not (folder / "config.json").is_file(), trainer.hub_model_id
     card = new_card(
         model_name=model_name or (hub_id or Path(args.output_dir).resolve().name).split("/")[-1],
         model_id=hub_id or folder.as_posix(),
         is_adapter=is_adapter,
-        summary=_summary(trainer.model, is_adapter),
+        summary=_summary(trainer.model.config, base, is_adapter),
         license=license,
         languages=language,
         base_model=base or (UNNAMED_BASE if is_adapter else None),
@@ -482,13 +482,7 @@ def _public_name(source: str) -> str:
     return source if _is_on_hub(source) else Path(source).name
 
 
-def _base_of(model: Any) -> Optional[str]:
-    """Hub id or folder that the model, or the one under the adapter, was loaded from; None for a fresh one."""
-    return getattr(model.config, "_name_or_path", None) or None
-
-
-def _summary(model: Any, is_adapter: bool) -> str:
-    config, base = model.config, _base_of(model)
+def _summary(config: Any, base: Optional[str], is_adapter: bool) -> str:
     return (
         f"A LLaDA {'LoRA adapter' if is_adapter else 'model'} (masked diffusion language model, arXiv:2502.09992), "
         f"trained from {f'`{_public_name(base)}`' if base else 'scratch'}: {config.n_layers} layers, width "
@@ -518,22 +512,18 @@ def _describe_data(trainer: Any) -> str:
 
 
 def _describe_part(title: str, rows: Any, sources: Optional[list[str]]) -> str:
-    names = [f"`{_public_name(name)}`" for name in sources or []]
-    size = f"{len(rows):,} rows"
+    facts = [*(f"`{_public_name(name)}`" for name in sources or []), f"{len(rows):,} rows"]
     if hasattr(rows, "with_format"):  # a `datasets.Dataset`
-        size += f", {_count_tokens(rows):,} tokens"
-    return f"- {title}: {', '.join([*names, size])}."
+        facts.append(f"{_count_tokens(rows):,} tokens")
+    return f"- {title}: {', '.join(facts)}."
 
 
 def _count_tokens(rows: Any) -> int:
     """Tokens of all rows; a packed row is a list of documents."""
-    total = 0
-    for table in rows.with_format("arrow").iter(COUNT_BATCH):
-        ids = table["input_ids"].combine_chunks()
-        while hasattr(ids.type, "value_type"):  # a list, or a list of lists
-            ids = ids.flatten()
-        total += len(ids)
-    return total
+    from pyarrow.compute import list_flatten
+
+    tables = rows.with_format("arrow").iter(COUNT_BATCH)
+    return sum(len(list_flatten(table["input_ids"], recursive=True)) for table in tables)
 
 
 def _options_shown(args: Any) -> dict[str, str]:

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llada_checkpoints import BUNDLED_MODEL
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
@@ -307,8 +308,9 @@ def _load_described(
         base = load_model(*_base_model(name, config), dtype, trust_remote_code, **options)
         return _merge_adapter(base, name, revision)
     model_class: Any = LLaDAModelLM
-    if trust_remote_code:
-        model_class, options = AutoModelForCausalLM, {**options, "trust_remote_code": True}
+    if trust_remote_code and (reference := config.get("auto_map", {}).get("AutoModelForCausalLM")):
+        # The auto class itself would prefer the installed class.
+        model_class = get_class_from_dynamic_module(reference, name, revision=revision)
     try:
         model, report = model_class.from_pretrained(
             name, revision=revision, dtype=dtype, output_loading_info=True, **options

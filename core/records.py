@@ -165,7 +165,24 @@ def read_records(path: str | Path) -> list[EvaluationRecord]:
 
 def environment() -> dict[str, Any]:
     """Describe code, packages and machine: the fields `code`, `packages` and `machine` of a record."""
-    return {"code": _describe_code(), "packages": _describe_packages(), "machine": _describe_machine()}
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+    return {
+        "code": {
+            "version": _version("llada-hf"),
+            "git_commit": commit or None,
+            "is_modified": bool(changes) if commit else None,
+        },
+        "packages": {name: found for name, found in versions.items() if found is not None},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": processor_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
 
 
 def utc_now() -> str:
@@ -182,16 +199,6 @@ def processor_name() -> str:
     return found[1] if found else platform.processor() or platform.machine() or "unknown"
 
 
-def _describe_code() -> dict[str, Any]:
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "version": _version("llada-hf"),
-        "git_commit": commit or None,
-        "is_modified": bool(changes) if commit else None,
-    }
-
-
 def _git(*arguments: str) -> str:
     """Ask git about the checkout this file lies in; empty if it lies in none, or there is no git."""
     root = Path(__file__).resolve().parents[1]
@@ -204,24 +211,8 @@ def _git(*arguments: str) -> str:
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
-def _describe_packages() -> dict[str, str]:
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-    return {name: found for name, found in versions.items() if found is not None}
-
-
 def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _describe_machine() -> dict[str, Any]:
-    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerators": accelerators,
-    }

@@ -82,11 +82,10 @@ def compare_records(first: Sequence[EvaluationRecord], second: Sequence[Evaluati
         raise ValueError(
             f"`A` and `B` must share a benchmark, got {', '.join(ours) or 'none'} and {', '.join(theirs) or 'none'}."
         )
-    scores = [
-        ScoreDifference(name, metric, _score(ours, name, metric), _score(theirs, name, metric))
-        for name in dict.fromkeys([*ours, *theirs])
-        for metric in dict.fromkeys([*_metrics(ours, name), *_metrics(theirs, name)])
-    ]
+    scores = []
+    for name in ours | theirs:
+        a, b = (records[name].results if name in records else {} for records in (ours, theirs))
+        scores += [ScoreDifference(name, metric, a.get(metric), b.get(metric)) for metric in a | b]
     return Comparison(scores, _setting_differences([(ours[name], theirs[name]) for name in shared]))
 
 
@@ -102,20 +101,12 @@ def _by_name(records: Iterable[EvaluationRecord], side: str) -> dict[str, Evalua
     return found
 
 
-def _metrics(records: dict[str, EvaluationRecord], name: str) -> Iterable[str]:
-    return records[name].results if name in records else ()
-
-
-def _score(records: dict[str, EvaluationRecord], name: str, metric: str) -> Score | None:
-    return records[name].results.get(metric) if name in records else None
-
-
 def _setting_differences(pairs: Iterable[tuple[EvaluationRecord, EvaluationRecord]]) -> list[SettingDifference]:
     """List what differs, equal differences of several benchmarks in one row."""
     rows: dict[str, tuple[str, Any, Any, list[str]]] = {}
     for first, second in pairs:
         ours, theirs = dict(_settings(first)), dict(_settings(second))
-        for name in dict.fromkeys([*ours, *theirs]):
+        for name in ours | theirs:
             values = (ours.get(name), theirs.get(name))
             if values[0] != values[1]:
                 rows.setdefault(f"{name} {values}", (name, *values, []))[3].append(first.name)
@@ -125,12 +116,7 @@ def _setting_differences(pairs: Iterable[tuple[EvaluationRecord, EvaluationRecor
 
 
 def _settings(record: EvaluationRecord) -> Iterable[tuple[str, Any]]:
-    yield from _flatten("model", record.model)
-    yield from _flatten("settings", record.settings)
-    yield "seed", record.seed
-    yield "num_questions", record.num_questions
-    yield "dataset", record.dataset
-    for part in ("code", "packages", "machine"):
+    for part in ("model", "settings", "seed", "num_questions", "dataset", "code", "packages", "machine"):
         yield from _flatten(part, getattr(record, part))
 
 

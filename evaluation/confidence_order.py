@@ -53,8 +53,7 @@ def score_in_confidence_order(
         model: a LLaDA model.
         pairs: ids of context and continuation.
         tokens_per_pass: tokens that a pass reveals, at least 1.
-        cfg_scale: see `LikelihoodOptions`.
-        max_batch_tokens: see `LikelihoodOptions`.
+        cfg_scale, max_batch_tokens: see `LikelihoodOptions`.
         progress: called with the number of pairs that have just been finished.
 
     Returns:

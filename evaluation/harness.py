@@ -9,6 +9,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -39,6 +40,7 @@ BATCHES_PER_GROUP = 4
 Ids = tuple[int, ...]
 Pair = tuple[Ids, Ids]
 Progress = Callable[[int], Any]
+Score = Callable[..., list[Any]]
 
 
 @dataclasses.dataclass
@@ -94,7 +96,10 @@ class LLaDAHarnessModel(TemplateLM):
         self.processes = Processes()
         self._rank, self._world_size = self.processes.rank, self.processes.num_processes
         self._own_device = self.processes.connect(choose_device(self.options.device))
-        checkpoint = self._load()
+        if self.options.tokenizer is not None:
+            checkpoint = Checkpoint.of(pretrained, self.options.tokenizer)
+        else:
+            checkpoint = load_checkpoint(pretrained, self._own_device, self.options.dtype, self.options.revision)
         self.model, self.tokenizer = checkpoint.model, checkpoint.tokenizer
         self._device = self.model.device
         self._max_length = self.options.longest_text(self.model.config.max_sequence_length)
@@ -158,7 +163,8 @@ class LLaDAHarnessModel(TemplateLM):
         pairs: list[Pair] = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
         scores = self._score(pairs, disable_tqdm)
         checked = [pair for pair, is_checked in zip(pairs, options.get("checks", ())) if is_checked]
-        is_greedy = dict(zip(checked, self._check_greedy(checked, disable_tqdm)))
+        matches = self._score_in_order("greedy_check", matches_greedy_decoding, checked, disable_tqdm)
+        is_greedy = dict(zip(checked, matches))
         return [(score, is_greedy.get(pair, False)) for score, pair in zip(scores, pairs)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -186,11 +192,8 @@ class LLaDAHarnessModel(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness writes into its results: the model and every setting, as JSON values."""
-        settings = {
-            name: value
-            for name, value in vars(self.options).items()
-            if name not in ("pretrained", "tokenizer", "likelihood", "generation")
-        }
+        elsewhere = ("pretrained", "tokenizer", "likelihood", "generation")
+        settings = {name: value for name, value in vars(self.options).items() if name not in elsewhere}
         return {
             "model_name": self.model.name_or_path,
             "model_digest": model_digest(self.model, self.tokenizer),
@@ -258,22 +261,13 @@ class LLaDAHarnessModel(TemplateLM):
         )
 
     def all_gather(self, tensor: Any) -> Any:
-        """See `Processes.all_gather`."""
         return self.processes.all_gather(tensor)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """See `Processes.gather_object`."""
         return self.processes.gather_object(obj, dst)
 
     def barrier(self) -> None:
-        """See `Processes.barrier`."""
         self.processes.barrier()
-
-    def _load(self) -> Checkpoint:
-        options = self.options
-        if options.tokenizer is not None:
-            return Checkpoint.of(options.pretrained, options.tokenizer)
-        return load_checkpoint(options.pretrained, self._own_device, options.dtype, options.revision)
 
     def _prepare_request(self, generation_kwargs: dict[str, Any]) -> tuple[list[str], LLaDAGenerationConfig]:
         """Return the strings that end an answer, and the options of a task with those of the arguments."""
@@ -308,7 +302,7 @@ class LLaDAHarnessModel(TemplateLM):
 
     def _encode_prompt(self, request: Instance, config: Any, lost: Truncation) -> Ids:
         """Encode a prompt, with as much of it as the canvas leaves room for."""
-        canvas = config.max_new_tokens or config.longest_block
+        canvas = config.max_new_tokens or config.block_length
         if canvas >= self.max_length:
             raise ValueError(
                 f"`max_new_tokens` must leave room for a prompt in the model's {self.max_length} tokens, got {canvas} "
@@ -332,40 +326,28 @@ class LLaDAHarnessModel(TemplateLM):
 
     def _score(self, pairs: Sequence[Pair], quiet: bool) -> list[float]:
         """Score continuations by what `scoring` says, nats."""
-        options = self.options.likelihood
         if self.options.scoring == "confidence_order":
-
-            def score(work: list[Pair], progress: Progress) -> list[float]:
-                return score_in_confidence_order(
-                    self.model,
-                    work,
-                    cfg_scale=options.cfg_scale,
-                    max_batch_tokens=options.max_batch_tokens,
-                    progress=progress,
-                )
-
-            return self._score_pairs("confidence_order", {"cfg_scale": options.cfg_scale}, pairs, score, quiet)
-
-        def estimate(work: list[Pair], progress: Progress) -> list[list[float]]:
-            return [list(found) for found in estimate_log_likelihoods(self.model, work, options, progress)]
-
+            return self._score_in_order("confidence_order", score_in_confidence_order, pairs, quiet)
+        options = self.options.likelihood
         decides = dataclasses.asdict(options)
         del decides["max_batch_tokens"]
+        estimate = partial(estimate_log_likelihoods, options=options)
         return [found[0] for found in self._score_pairs("likelihood", decides, pairs, estimate, quiet)]
 
-    def _check_greedy(self, pairs: Sequence[Pair], quiet: bool) -> list[bool]:
-        """Find out whether greedy decoding gives each continuation."""
-        cfg_scale, max_batch_tokens = self.options.likelihood.cfg_scale, self.options.likelihood.max_batch_tokens
-
-        def check(work: list[Pair], progress: Progress) -> list[bool]:
-            return matches_greedy_decoding(self.model, work, cfg_scale, max_batch_tokens, progress)
-
-        return self._score_pairs("greedy_check", {"cfg_scale": cfg_scale}, pairs, check, quiet)
+    def _score_in_order(self, kind: str, score: Score, pairs: Sequence[Pair], quiet: bool) -> list[Any]:
+        """Compute something of pairs by falling confidence of the model."""
+        decides = {"cfg_scale": self.options.likelihood.cfg_scale}
+        score = partial(score, max_batch_tokens=self.options.likelihood.max_batch_tokens, **decides)
+        return self._score_pairs(kind, decides, pairs, score, quiet)
 
     def _score_pairs(
-        self, kind: str, decides: dict[str, Any], pairs: Sequence[Pair], compute: Callable[..., list[Any]], quiet: bool
+        self, kind: str, decides: dict[str, Any], pairs: Sequence[Pair], score: Score, quiet: bool
     ) -> list[Any]:
         """Compute something of pairs, which the options in `decides` decide."""
+
+        def compute(work: list[Pair], progress: Progress) -> list[Any]:
+            return score(self.model, work, progress=progress)
+
         settings = self._identity() | decides
         jobs = [Job(json_digest([kind, settings, pair]), len(pair[0]) + len(pair[1]), pair) for pair in pairs]
         return self._run(f"Scoring ({kind})", jobs, compute, PAIRS_PER_GROUP, quiet)

@@ -448,11 +448,7 @@ def _check_pair(pair: Pair, name: str, config: Any) -> None:
 
 
 def check_batch_options(cfg_scale: Any, max_batch_tokens: Any) -> None:
-    """Refuse values of the options that all scores share.
-
-    Raises:
-        ValueError: if the guidance is not a number of at least 0, or the budget not a whole number of at least 1.
-    """
+    """Raise ValueError unless guidance is a number of at least 0, and the budget None or a count as `check_count`."""
     if not is_number(cfg_scale) or cfg_scale < 0:
         raise ValueError(f"`cfg_scale` must be a number of at least 0, got {cfg_scale!r}; 0 is without guidance.")
     if max_batch_tokens is not None:
@@ -484,11 +480,7 @@ def batch_budget(max_batch_tokens: Optional[int], device: torch.device) -> int:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse an option that must be a whole number of at least 1.
-
-    Raises:
-        ValueError: if it is not.
-    """
+    """Raise ValueError unless an option is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}; leave it out for the default.")
 
@@ -569,9 +561,9 @@ def score_masked(model: Any, batch: Batch, cfg_scale: float) -> Iterator[tuple[T
 
     Source: LLaDA (arXiv:2502.09992), Eq. 16, for guidance.
     """
-    mask_token_id = model.config.mask_token_id
+    mask_token_id, is_guided = model.config.mask_token_id, cfg_scale > 0
     ids, is_scored, attention_mask = batch.ids.masked_fill(batch.is_masked, mask_token_id), batch.is_masked, None
-    if cfg_scale > 0:
+    if is_guided:
         ids = torch.cat((ids, ids.masked_fill(batch.is_context, mask_token_id)))
         is_scored = torch.cat((is_scored, is_scored))
     if batch.attention_mask is not None:
@@ -579,11 +571,7 @@ def score_masked(model: Any, batch: Batch, cfg_scale: float) -> Iterator[tuple[T
     logits = model(ids, attention_mask=attention_mask, logits_positions=is_scored).logits
     targets = batch.ids[batch.is_masked].to(logits.device)  # [K]
     num_rows = max(1, CHUNK_SIZE // logits.shape[-1])
-    if cfg_scale == 0:
-        for some_logits, some_targets in zip(logits.split(num_rows), targets.split(num_rows)):
-            yield some_logits.float(), some_targets
-        return
-    conditional, unconditional = logits.chunk(2)
-    parts = (part.split(num_rows) for part in (conditional, unconditional, targets))
-    for some_conditional, some_unconditional, some_targets in zip(*parts):
-        yield guide(some_conditional.float(), some_unconditional.float(), cfg_scale), some_targets
+    parts = (part.split(num_rows) for part in (targets, *logits.chunk(2 if is_guided else 1)))
+    for some_targets, conditional, *unconditional in zip(*parts):
+        some_logits = conditional.float()
+        yield guide(some_logits, unconditional[0].float(), cfg_scale) if is_guided else some_logits, some_targets

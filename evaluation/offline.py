@@ -133,11 +133,7 @@ OFFLINE_SETS = {
 
 
 def nearest_reference(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Score an answer by the reference that is nearest to it.
-
-    Args:
-        doc: a row with `references`.
-        results: the answer.
+    """Score an answer, `results[0]`, by the nearest of the row's `references`.
 
     Returns:
         `rouge_l`, the F-measure of the longest common subsequence of words, in [0, 1].
@@ -149,15 +145,7 @@ def nearest_reference(doc: dict[str, Any], results: list[str]) -> dict[str, floa
 
 
 def program_passes(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Run the tests of a completed function.
-
-    Args:
-        doc: a row with `prompt`, `test` and `entry_point`.
-        results: what stands behind the prompt.
-
-    Returns:
-        `pass_at_1`: 1 if every test passes, else 0.
-    """
+    """Run a row's tests of its `prompt`, which `results[0]` completes; `pass_at_1` is 1 if all pass, else 0."""
     program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
     return {"pass_at_1": float(run_program(program, TIME_LIMIT))}
 
@@ -192,16 +180,11 @@ def run_program(program: str, time_limit: float) -> bool:
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(f"{program}\0{token}", timeout=time_limit)
-        _kill_group(process)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # the program and whatever it started
+        process.wait()
         finished = Path(folder) / "finished"
         return finished.is_file() and finished.read_text(errors="replace") == token
-
-
-def _kill_group(process: "subprocess.Popen[str]") -> None:
-    """Kill the program and whatever it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _read_lines(chosen: OfflineSet, folder: str | None) -> list[str]:

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, set_seed
 from llada_core.digests import checkpoint_hash, json_digest
 from llada_core.records import EvaluationRecord, Score, environment, utc_now, write_record
 
+from .likelihood import is_number
 from .suite import Benchmark, Suite, check_unsafe_code, dataset_of, find_tasks, load_tasks
 
 BACKENDS = ("llada", "hf")
@@ -56,6 +57,8 @@ class RunOptions:
     confirm_run_unsafe_code: bool = False
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"`--backend` must be one of {', '.join(BACKENDS)}, got {self.backend!r}.")
         if "seed" in self.arguments:
             raise ValueError(f"`seed` is not taken in --model-args here, got {self.arguments['seed']}; pass --seed.")
         if self.limit is not None and self.limit < 1:
@@ -83,7 +86,7 @@ def run_suite(
     check_unsafe_code(suite, manager, options.confirm_run_unsafe_code)
     tasks = load_tasks(suite, manager, options.seed)
     _check_methods(suite, tasks)
-    backend = load_backend(options)
+    backend = _load_llada(options) if options.backend == "llada" else _load_hf(options)
     records = []
     for row in suite.benchmarks:
         record = _run_benchmark(suite, row, tasks[row.name], dataset_of(manager, row.task), backend, options)
@@ -114,18 +117,6 @@ class Backend:
     options: Callable[[Benchmark], dict[str, Any]]
     prepare: Callable[[Benchmark], Any]
     generation_kwargs: Callable[[Benchmark], dict[str, Any]]
-
-
-def load_backend(options: RunOptions) -> Backend:
-    """Load the model, once for all benchmarks.
-
-    Raises:
-        ValueError: for an unknown back end or argument, and for `hf` without a model or with a LLaDA model.
-        OSError: for a checkpoint that does not exist or cannot be reached.
-    """
-    if options.backend not in BACKENDS:
-        raise ValueError(f"`--backend` must be one of {', '.join(BACKENDS)}, got {options.backend!r}.")
-    return _load_llada(options) if options.backend == "llada" else _load_hf(options)
 
 
 def _load_llada(options: RunOptions) -> Backend:
@@ -215,11 +206,10 @@ def _run_benchmark(
     num_questions = sum(counts["effective"] for counts in results["n-samples"].values())
     shown = {"shots": results["n-shot"].get(row.task), "method": method, "chat": chat, "limit": options.limit}
     scores = _scores(row, results["results"][row.task])
-    remarks = {
-        "note": row.note,
-        "num_truncated": getattr(model, "num_truncated", None),
-        "parts": _parts(row, results["results"], next(iter(scores))),
-    }
+    first = next(iter(scores))
+    # The first metric of each member of a group, such as the subjects of MMLU.
+    parts = {name: found[first] for name, found in results["results"].items() if name != row.task and first in found}
+    remarks = {"note": row.note, "num_truncated": getattr(model, "num_truncated", None), "parts": parts or None}
     return EvaluationRecord(
         name=row.name,
         suite=suite.name,
@@ -281,11 +271,5 @@ def _scores(row: Benchmark, metrics: dict[str, Any]) -> dict[str, Score]:
     return dict(sorted(found.items(), key=lambda score: score[0] != row.metric))
 
 
-def _parts(row: Benchmark, results: dict[str, Any], metric: str) -> dict[str, float] | None:
-    """Read the first metric of each member of a group, such as the subjects of MMLU; None for a single task."""
-    parts = {name: found[metric] for name, found in results.items() if name != row.task and metric in found}
-    return parts or None
-
-
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)

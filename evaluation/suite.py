@@ -150,11 +150,7 @@ def choose(suite: str | None, names: Sequence[str]) -> Suite:
 
 
 def find_tasks(suite: Suite, offline_data: str | None = None) -> tuple[Suite, TaskManager]:
-    """Look every task of a suite up, ours before the harness's.
-
-    Args:
-        suite: what to run.
-        offline_data: folder of the packages that carry test sets; None is where they are installed.
+    """Look every task of a suite up, ours before the harness's; `offline_data` is that of `RunOptions`.
 
     Returns:
         The suite, in which every tag of the harness is replaced by the tasks that carry it, and where to load them.
@@ -199,12 +195,7 @@ def check_unsafe_code(suite: Suite, manager: TaskManager, confirmed: bool) -> No
 
 
 def load_tasks(suite: Suite, manager: TaskManager, seed: int) -> dict[str, Any]:
-    """Load the data of every benchmark.
-
-    Args:
-        suite: as `find_tasks` returns it.
-        manager: as `find_tasks` returns it.
-        seed: of the tasks that shuffle the options of their questions.
+    """Load the data of every benchmark of what `find_tasks` returned; tasks that shuffle options draw from `seed`.
 
     Returns:
         Name of the benchmark to what the harness loaded: its tasks by name, and their groups.
@@ -299,12 +290,7 @@ def _build(kind: Any, fields: dict[str, Any], where: str) -> Any:
             near = difflib.get_close_matches(key, known, 1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise ValueError(f"`{key}` in {where} is unknown; the keys are {', '.join(known)}.{hint}")
-    needed = [
-        field.name
-        for field in known.values()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    missing = [name for name in needed if name not in fields]
-    if missing:
-        raise ValueError(f"`{missing[0]}` is missing in {where}; add it.")
+    for field in known.values():
+        if field.name not in fields and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"`{field.name}` is missing in {where}; add it.")
     return kind(**fields)

@@ -261,14 +261,13 @@ class ReversalOptions:
 
 # Seconds, and enough to see the effect.
 SHORT = ReversalOptions(
-    num_couplets=16,
-    epochs=200,
+    num_couplets=60,
+    epochs=100,
     batch_size=16,
     num_seeds=1,
     num_checkpoints=1,
     num_searches=10,
-    shape=Shape(width=64, num_layers=2),
-    fit=FitOptions(learning_rate=4e-3),
+    shape=Shape(width=128, num_layers=2),
 )
 
 

@@ -1,4 +1,9 @@
-"""LLaDA for transformers: configuration, model and diffusion sampling."""
+"""LLaDA for transformers: configuration, model and diffusion sampling.
+
+AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM build these classes once the package is imported.
+"""
+
+import transformers
 
 from .configuration_llada import LLaDAConfig
 from .continuous_batching_llada import LLaDAAnswer, generate_many
@@ -15,3 +20,8 @@ __all__ = [
     "LLaDAAnswer",
     "generate_many",
 ]
+
+# For libraries that load by the auto classes, as TRL loads a reference model.
+transformers.AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig, exist_ok=True)
+for _auto_class in (transformers.AutoModel, transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM):
+    _auto_class.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)

@@ -207,7 +207,7 @@ def test_every_way_to_draw_noise_is_compared_with_independent_masks(tmp_path) ->
 def test_the_variance_of_a_gradient_is_the_one_over_all_draws(tiny_model, load) -> None:
     script = load("gradient_variance")
     ids = torch.randint(0, 400, (1, 3), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": ids, "labels": ids, "example_id": torch.tensor([0]), "attention_mask": None}
+    batch = {"input_ids": ids, "labels": ids, "example_id": torch.tensor([0]), "lengths": torch.tensor([3])}
     way = (True, True, True)
     gradients = torch.stack([script.gradient(tiny_model, batch, way, step)[1] for step in range(200)])
     result = script.measure(tiny_model, batch, way, 100)

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "adapters": ["LORA_TARGET_MODULES", "merge_adapter"],
         "batch": ["LLaDACollator"],
-        "diffusion_trainer": ["register_auto_classes", "write_card"],
+        "diffusion_trainer": ["write_card"],
         "data": ["load_documents", "pack_documents"],
         "log_probability": ["draw_noises", "elbo_log_probability"],
         "loss": ["pretraining_loss", "score_masked", "sft_loss"],

@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from llada_core.diffusion import draw_uniform, row_generators, row_seed
-
-from .noise import ATTENTION_STREAM, IGNORE_INDEX, TURN_STREAM
+from .noise import ATTENTION_STREAM, IGNORE_INDEX, TURN_STREAM, WHOLE_STEP, row_uniforms
 
 # Attention implementations that take the block-diagonal mask of packed rows.
 PACKING_ATTENTION = ("eager", "sdpa")
@@ -110,8 +108,7 @@ def draw_turns(batch: dict[str, Tensor], seed: int, step: int, pad_token_id: int
     turn, num_turns = is_start.cumsum(-1), is_start.sum(-1)
     if bool((num_turns <= 1).all()):
         return batch
-    generators = row_generators(row_seed(seed, TURN_STREAM, 0), step, batch["example_id"])
-    uniforms = draw_uniform((len(num_turns),), generators, device=turn.device)
+    uniforms = row_uniforms(batch["example_id"], seed, step, TURN_STREAM).to(turn.device)
     drawn = (uniforms.double() * num_turns).long() + 1
     is_drawn = is_response & (turn == drawn[:, None])
     ends = (is_drawn * torch.arange(1, turn.shape[1] + 1, device=turn.device)).max(-1).values
@@ -164,11 +161,11 @@ def annealed_attention_mask(lengths: Tensor, width: int, step: int, annealing_st
     Source: attention mask annealing of DiffuLLaMA (arXiv:2410.17891). It also shifts the logits, so that position i
     goes on predicting token i + 1; LLaDA predicts token i, so nothing is shifted here.
     """
-    generator = torch.Generator().manual_seed(row_seed(row_seed(seed, ATTENTION_STREAM, 0), step, 0))
     # In the order of the keys, so that the first pairs are the same for every length.
     keys, queries = torch.tril_indices(width, width, offset=-1)
     is_visible = torch.ones(width, width, dtype=torch.bool).tril()
-    is_visible[queries, keys] = draw_uniform((len(keys),), generator) < step / annealing_steps
+    (uniforms,) = row_uniforms(WHOLE_STEP, seed, step, ATTENTION_STREAM, (len(keys),))
+    is_visible[queries, keys] = uniforms < step / annealing_steps
     is_visible = is_visible.to(lengths.device)[None, None]
     valid = padding_mask(lengths, width)
     if valid is None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
@@ -68,8 +69,7 @@ class ResumableTrainer(Trainer):
 
     def _save_whole_model(self, output_dir: Optional[str], _internal_call: bool) -> None:
         save = super().save_model
-        is_checkpoint = _internal_call and output_dir is not None
-        if not self.is_fsdp_enabled or is_checkpoint:
+        if not self.is_fsdp_enabled or (_internal_call and output_dir is not None):
             save(output_dir, _internal_call)
             return
         plugin = self.accelerator.state.fsdp_plugin
@@ -102,7 +102,10 @@ class ResumableTrainer(Trainer):
         run_folder = self._get_output_dir(trial=trial)
         checkpoint = os.path.join(run_folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self.args.should_save:
-            _clear(checkpoint)
+            # First, so that a kill in here leaves nothing that looks complete.
+            Path(checkpoint, TRAINER_STATE_NAME).unlink(missing_ok=True)
+            if os.path.isdir(checkpoint):
+                shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
         with self._naming_what_is_not_saved(checkpoint, run_folder):
             super()._save_checkpoint(model, trial)
@@ -139,15 +142,16 @@ def non_finite_weights(model: nn.Module) -> list[str]:
 
 def last_checkpoint(output_dir: str) -> Optional[str]:
     """The complete checkpoint of most steps in `output_dir`, or None."""
-    complete = [folder for folder in _checkpoints(output_dir) if is_complete(folder)]
-    return complete[-1] if complete else None
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    steps = {name: int(match[1]) for name in names if (match := _FOLDER.fullmatch(name))}
+    latest_first = (os.path.join(output_dir, name) for name in sorted(steps, key=steps.__getitem__, reverse=True))
+    return next(filter(is_complete, latest_first), None)
 
 
 def is_complete(checkpoint: str) -> bool:
     """Whether the folder `checkpoint` was written to its end."""
     try:
-        with open(os.path.join(checkpoint, TRAINER_STATE_NAME), encoding="utf-8") as file:
-            json.load(file)
+        json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return True
@@ -182,20 +186,3 @@ def checkpoint_to_resume(wish: Optional[Union[bool, str]], output_dir: str) -> O
             f"was saved; the last complete one in {output_dir} is {last_checkpoint(output_dir)}."
         )
     return checkpoint
-
-
-def _checkpoints(output_dir: str) -> list[str]:
-    """Folders of checkpoints, complete or not, by number of steps."""
-    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
-    steps = {name: int(match[1]) for name in names if (match := _FOLDER.fullmatch(name))}
-    return [os.path.join(output_dir, name) for name in sorted(steps, key=steps.__getitem__)]
-
-
-def _clear(checkpoint: str) -> None:
-    """Remove the folder in whose place a checkpoint is about to be written."""
-    state = os.path.join(checkpoint, TRAINER_STATE_NAME)
-    if os.path.exists(state):
-        # First, so that a kill in here leaves nothing that looks complete.
-        os.remove(state)
-    if os.path.isdir(checkpoint):
-        shutil.rmtree(checkpoint)

@@ -60,9 +60,18 @@ def run_training(
 
     Returns:
         The folder that holds the result.
+
+    Raises:
+        ValueError: if there is nothing to resume, or if checkpoints of another run would be mixed with this one's.
     """
     set_seed(config.seed)
-    checkpoint = find_checkpoint(config)
+    checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, config.output_dir)
+    found = last_checkpoint(config.output_dir)
+    if checkpoint is None and found is not None and not getattr(config, "overwrite_output_dir", False):
+        raise ValueError(
+            f"`output_dir` must not hold checkpoints of an earlier run, got {found}; pass "
+            "--resume_from_checkpoint true to continue it, or another --output_dir."
+        )
     trainer = build_trainer()
     trainer.add_callback(_LogLastStep())
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -110,20 +119,13 @@ def _check_recipe(path: str = "") -> None:
         raise ValueError(f"`--config` must name a YAML file with a mapping of options, got {path!r}, which holds none.")
 
 
-def find_checkpoint(config: Any) -> Optional[str]:
-    """Folder to resume from, or None to start afresh.
-
-    Raises:
-        ValueError: if there is nothing to resume, or if checkpoints of another run would be mixed with this one's.
-    """
-    checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, config.output_dir)
-    found = last_checkpoint(config.output_dir)
-    if checkpoint is None and found is not None and not getattr(config, "overwrite_output_dir", False):
-        raise ValueError(
-            f"`output_dir` must not hold checkpoints of an earlier run, got {found}; pass "
-            "--resume_from_checkpoint true to continue it, or another --output_dir."
-        )
-    return checkpoint
+def load_data(config: Any, load: Callable[[list[str], str], Any]) -> dict[str, Any]:
+    """The data sets for `train` and, if given, `validation`, by `load(sources, split)`; one process prepares them."""
+    sources = {"train": (config.train_data or [], config.train_split)}
+    if config.validation_data:
+        sources["validation"] = (config.validation_data, config.validation_split)
+    with config.main_process_first(desc="data preparation"):
+        return {name: load(*source) for name, source in sources.items()}
 
 
 def report_start(config: Any, model: Any, data: dict[str, Any], unit: str, longest: int) -> None:

@@ -177,8 +177,7 @@ def pack_documents(
         documents: data set with the column `text`.
         tokenizer: with an EOS token; nothing else is added.
         sequence_length: tokens of each sequence.
-        vocab_size: ids must be below it; the model's embedding size.
-        mask_token_id: must not appear in the documents.
+        vocab_size, mask_token_id: as in `check_ids`.
         num_proc: processes that tokenise. The result does not depend on it.
 
     Returns:
@@ -211,10 +210,9 @@ def pack_documents(
         fn_kwargs={"sequence_length": sequence_length},
         desc=f"Packing into sequences of {sequence_length}",
     )
-    packed = packed.with_format(None)
     if not len(packed):
         raise ValueError("The documents must hold at least one token, got only empty texts.")
-    return packed.add_column("example_id", np.arange(len(packed)))
+    return packed.with_format(None).add_column("example_id", np.arange(len(packed)))
 
 
 def check_ids(ids: list[int], name: str, mask_token_id: int, vocab_size: int, excerpt: str = "") -> None:
@@ -288,10 +286,8 @@ def _load_file(path: str) -> Dataset:
 
 
 def _load_named(source: str, split: str, config_name: Optional[str]) -> Dataset:
-    if os.path.isfile(os.path.join(source, "dataset_dict.json")) or os.path.isfile(os.path.join(source, "state.json")):
-        documents = load_from_disk(source)
-    else:
-        documents = _load_dataset(source, config_name)
+    is_saved = any(os.path.isfile(os.path.join(source, name)) for name in ("dataset_dict.json", "state.json"))
+    documents = load_from_disk(source) if is_saved else _load_dataset(source, config_name)
     if isinstance(documents, dict):
         if split not in documents:
             raise ValueError(f"{source} must have the split {split!r}, got {', '.join(documents)}; name one of these.")
@@ -329,8 +325,8 @@ def _filled(rows: Dataset, source: str) -> Dataset:
     """`rows`, if no value of them is missing."""
     table = rows.with_format("arrow")[:]
     for column in rows.column_names:
-        if table[column].null_count:
-            index = table[column].is_valid().to_pylist().index(False)
+        index = table[column].is_null().index(True).as_py()
+        if index >= 0:
             raise ValueError(f"Every row must have a `{column}`, got none in row {index} of {source}; add it.")
     return rows
 

@@ -9,17 +9,14 @@ from typing import Any, ClassVar, Optional, Union
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoConfig, get_scheduler
+from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from llada_core.card import write_card
 from llada_core.diffusion import NOISE_EPS, NoisyBatch, low_discrepancy_noise_levels
 from llada_core.loading import DTYPES
 from llada_core.tokenization import save_tokenizer
-from modeling_llada import LLaDAConfig, LLaDAModelLM
-from modeling_llada.configuration_llada import AUTO_MAP
 
 from .batch import COLUMNS, pack_rows, padding_mask
 from .checkpoints import ResumableTrainer
@@ -246,9 +243,6 @@ class DiffusionTrainer(ResumableTrainer):
     # Whether the model learns to answer, so that its card shows a conversation.
     learns_responses = False
     # Narrower than `Trainer` declares them.
-    args: Any
-    model: Any
-    model_wrapped: Any
     processing_class: Any
     lr_scheduler: Any
 
@@ -306,11 +300,7 @@ class DiffusionTrainer(ResumableTrainer):
     # 3 to 6: masks, forward, loss
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Loss of one batch: its share of the mean over the optimizer step, times the number of processes.
 
@@ -459,14 +449,3 @@ def pad_id_of(config: Any) -> int:
         if token_id is not None:
             return token_id[0] if isinstance(token_id, list) else token_id
     return 0
-
-
-def register_auto_classes() -> None:
-    """Let AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM build the installed classes.
-
-    TRL reloads a reference model through them. Calling it again changes nothing.
-    """
-    AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig, exist_ok=True)
-    for name in AUTO_MAP:
-        if name != AutoConfig.__name__:
-            getattr(transformers, name).register(LLaDAConfig, LLaDAModelLM, exist_ok=True)

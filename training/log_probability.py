@@ -11,30 +11,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llada_core.diffusion import (
-    NoisyBatch,
-    draw_uniform,
-    row_generators,
-    row_seed,
-    uniform_noise_levels,
-    weighted_cross_entropy,
-)
+from llada_core.diffusion import NoisyBatch, uniform_noise_levels, weighted_cross_entropy
 
 from .loss import score_masked
-from .noise import LEVEL_STREAM, draw_noise
+from .noise import LEVEL_STREAM, draw_noise, row_uniforms
 
 # Maps noisy ids, int64 [batch, seq], and the positions to score, bool [batch, seq], to logits [num_masked, vocab].
 LogitsAt = Callable[[Tensor, Tensor], Tensor]
 
 
 def draw_noises(
-    input_ids: Tensor,
-    labels: Tensor,
-    example_ids: Tensor,
-    mask_token_id: int,
-    num_levels: int,
-    seed: int,
-    step: int,
+    input_ids: Tensor, labels: Tensor, example_ids: Tensor, mask_token_id: int, num_levels: int, seed: int, step: int
 ) -> list[NoisyBatch]:
     """Mask a batch at several noise levels, once at each.
 
@@ -44,11 +31,8 @@ def draw_noises(
     Args:
         input_ids: clean ids of prompt and answer; int64 [batch, seq].
         labels: the clean id in the answer, -100 elsewhere; int64 [batch, seq].
-        example_ids: number of each example in its data set; int64 [batch].
-        mask_token_id: id that stands for the mask.
+        example_ids, mask_token_id, seed, step: as in `draw_noise`.
         num_levels: noise levels of each row, at least 1. LLaDA 1.5 uses 8.
-        seed: the run's seed.
-        step: optimizer step.
 
     Returns:
         One noisy batch per level. A row's noise depends on (seed, step, example id) and not on its neighbours.
@@ -61,8 +45,7 @@ def draw_noises(
     """
     if num_levels < 1:
         raise ValueError(f"`num_levels` must be at least 1, got {num_levels}; LLaDA 1.5 uses 8.")
-    generators = row_generators(row_seed(seed, LEVEL_STREAM, 0), step, example_ids)
-    start = draw_uniform((len(example_ids),), generators, device=input_ids.device).double()
+    start = row_uniforms(example_ids, seed, step, LEVEL_STREAM).to(input_ids.device).double()
     parts = torch.arange(num_levels, device=input_ids.device)[:, None]
     noise_levels = uniform_noise_levels((parts + start) / num_levels).float()  # [num_levels, B]
     noisy = draw_noise(

@@ -77,8 +77,7 @@ def sft_loss(token_losses: Tensor, noisy: NoisyBatch, labels: Tensor, num_rows: 
     """Fine-tuning loss: each row's bound per answer token, averaged over rows.
 
     Args:
-        token_losses: cross-entropies at the masked positions; [num_masked].
-        noisy: the batch after the forward process.
+        token_losses, noisy: as in `pretraining_loss`.
         labels: the clean id in the answer, -100 in the prompt; int64 [batch, seq].
         num_rows: rows to divide by: those of one batch, or of the whole optimizer step.
 

@@ -25,6 +25,8 @@ from llada_core.diffusion import (
 IGNORE_INDEX = -100
 # Separate streams of random numbers, so that lengths, levels and masks of one example are independent.
 MASK_STREAM, LEVEL_STREAM, LENGTH_STREAM, TURN_STREAM, ATTENTION_STREAM = range(5)
+# Stands for the example ids where one draw is for the whole step.
+WHOLE_STEP = torch.zeros(1, dtype=torch.long)
 
 
 def training_noise_levels(
@@ -45,13 +47,9 @@ def training_noise_levels(
         t in (0, 1]; [num_draws * batch], draw by draw.
     """
     if low_discrepancy:
-        generator = torch.Generator().manual_seed(row_seed(row_seed(seed, LEVEL_STREAM, 0), step, 0))
         slots = torch.cat([slots * num_draws + draw for draw in range(num_draws)])
-        return low_discrepancy_noise_levels(slots, offset=draw_uniform((1,), generator).item())
-    uniforms = [
-        draw_uniform((len(example_ids),), row_generators(row_seed(seed, LEVEL_STREAM, draw), step, example_ids))
-        for draw in range(num_draws)
-    ]
+        return low_discrepancy_noise_levels(slots, row_uniforms(WHOLE_STEP, seed, step, LEVEL_STREAM).item())
+    uniforms = [row_uniforms(example_ids, seed, step, LEVEL_STREAM, draw=draw) for draw in range(num_draws)]
     return uniform_noise_levels(torch.cat(uniforms)).to(example_ids.device)
 
 
@@ -72,10 +70,9 @@ def draw_noise(
     Args:
         input_ids: clean ids; int64 [batch, seq].
         labels: the clean id where a position may be masked, -100 elsewhere; int64 [batch, seq].
-        example_ids: number of each example in its data set; int64 [batch].
         noise_levels: t in (0, 1]; [num_draws * batch], draw by draw.
         mask_token_id: id that stands for the mask.
-        seed: the run's seed.
+        example_ids, seed: as in `training_noise_levels`.
         step: optimizer step, or -1 for evaluation, whose masks are the same at every step.
         exact_count: mask exactly ceil(t L) maskable tokens, weight L/l, instead of each with p, weight 1/p.
         eps: smallest masking probability of independent masks.
@@ -86,19 +83,12 @@ def draw_noise(
         masks depend on (seed, step, example id) and its length, not on its neighbours.
     """
     num_draws = len(noise_levels) // len(input_ids)
-    uniforms = [
-        draw_uniform(
-            tuple(input_ids.shape),
-            row_generators(row_seed(seed, MASK_STREAM, draw), step, example_ids),
-            device=input_ids.device,
-        )
-        for draw in range(num_draws)
-    ]
+    width = input_ids.shape[1]
+    draws = [row_uniforms(example_ids, seed, step, MASK_STREAM, (width,), draw) for draw in range(num_draws)]
+    uniforms = torch.cat(draws).to(input_ids.device)
     clean = input_ids.repeat(num_draws, 1)
     is_maskable = (labels != IGNORE_INDEX).repeat(num_draws, 1)
-    noisy = add_noise(
-        clean, is_maskable, mask_token_id, noise_levels, torch.cat(uniforms), exact_count=exact_count, eps=eps
-    )
+    noisy = add_noise(clean, is_maskable, mask_token_id, noise_levels, uniforms, exact_count, eps)
     return with_complements(noisy, clean, is_maskable, mask_token_id, exact_count, eps) if complementary else noisy
 
 
@@ -151,9 +141,7 @@ def random_lengths(num_tokens: Tensor, example_ids: Tensor, seed: int, step: int
 
     Args:
         num_tokens: length of each sequence; int64 [batch].
-        example_ids: number of each example in its data set; int64 [batch].
-        seed: the run's seed.
-        step: optimizer step.
+        example_ids, seed, step: as in `training_noise_levels`.
         probability: chance that a sequence is cut.
 
     Returns:
@@ -162,7 +150,14 @@ def random_lengths(num_tokens: Tensor, example_ids: Tensor, seed: int, step: int
     Source: LLaDA (arXiv:2502.09992), section 2.2: 1 % of the sequences, lengths U[1, 4096]. The released code cuts
     a whole batch at once; here each sequence is cut on its own, so that the draw does not depend on the batch.
     """
-    generators = row_generators(row_seed(seed, LENGTH_STREAM, 0), step, example_ids)
-    uniforms = draw_uniform((len(example_ids), 2), generators, device=num_tokens.device)  # [B, (cut?, length)]
+    uniforms = row_uniforms(example_ids, seed, step, LENGTH_STREAM, (2,)).to(num_tokens.device)  # [B, (cut?, length)]
     drawn = (uniforms[:, 1].double() * num_tokens).long() + 1
     return torch.where(uniforms[:, 0] < probability, torch.minimum(drawn, num_tokens), num_tokens)
+
+
+def row_uniforms(
+    example_ids: Tensor, seed: int, step: int, stream: int, shape: tuple[int, ...] = (), draw: int = 0
+) -> Tensor:
+    """Numbers in [0, 1) of one `stream`, of the given shape for each example; [batch, *shape], on the CPU."""
+    generators = row_generators(row_seed(seed, stream, draw), step, example_ids)
+    return draw_uniform((len(example_ids), *shape), generators)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 LEVEL_PREFIX = "loss_t_"
 
@@ -21,37 +21,31 @@ def plot_loss_curve(history: Union[list[dict], str, Path], path: Union[str, Path
     Raises:
         ValueError: if the log holds no loss.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    history = _read(history)
-    if not _series(history, "loss") and not _series(history, "eval_loss"):
+    log: Any = history
+    if isinstance(history, (str, Path)):
+        log = json.loads(Path(history).read_text(encoding="utf-8"))["log_history"]
+    if not _series(log, "loss") and not _series(log, "eval_loss"):
         raise ValueError("`history` must hold at least one `loss` or `eval_loss`, got none; log at least once.")
     figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        _draw(left, history, name, label, style)
+        _draw(left, log, name, label, style)
     left.set(xlabel="step", ylabel="loss (nats per token)", title=title or "Loss")
     left.legend(loc="upper right")
     rate = left.twinx()
-    _draw(rate, history, "learning_rate", "learning rate", ":", color="grey")
+    _draw(rate, log, "learning_rate", "learning rate", ":", color="grey")
     rate.set_ylabel("learning rate (dotted)")
-    levels = sorted({name for entry in history for name in entry if name.startswith(LEVEL_PREFIX)})
+    levels = sorted({name for entry in log for name in entry if name.startswith(LEVEL_PREFIX)})
     for name in levels:
-        _draw(right, history, name, f"t ≤ {name.removeprefix(LEVEL_PREFIX)}", "-")
+        _draw(right, log, name, f"t ≤ {name.removeprefix(LEVEL_PREFIX)}", "-")
     right.set(xlabel="step", ylabel="cross-entropy of a masked token (nats)", title="By noise level")
     if levels:
         right.legend(loc="upper right")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return Path(path)
-
-
-def _read(history: Union[list[dict], str, Path]) -> list[dict]:
-    if isinstance(history, (str, Path)):
-        return json.loads(Path(history).read_text(encoding="utf-8"))["log_history"]
-    return history
 
 
 def _series(history: list[dict], name: str) -> list[tuple[float, float]]:

@@ -2,10 +2,12 @@
 
 from typing import Any, cast
 
+from datasets import Dataset
+
 from llada_core import loading
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
-from .command import load_tokenizer, parse_options, report_start, run_training
+from .command import load_data, load_tokenizer, parse_options, report_start, run_training
 from .data import load_documents, pack_documents
 from .pretraining import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 
@@ -41,22 +43,14 @@ def build_trainer(config: LLaDAPretrainingConfig) -> LLaDAPretrainingTrainer:
     """Load or make tokenizer, model and data, and put them into a trainer."""
     tokenizer = load_tokenizer(config)
     model = load_model(config, tokenizer)
-    data = {"train": config.train_data or []}
-    if config.validation_data:
-        data["validation"] = config.validation_data
-    splits = {"train": config.train_split, "validation": config.validation_split}
-    packed = {}
-    with config.main_process_first(desc="data preparation"):
-        for name, sources in data.items():
-            documents = load_documents(sources, config.text_column, splits[name], config.dataset_config_name)
-            packed[name] = pack_documents(
-                documents,
-                tokenizer,
-                config.sequence_length,
-                model.config.embedding_size,
-                model.config.mask_token_id,
-                config.dataset_num_proc,
-            )
+    vocab_size, mask_token_id = model.config.embedding_size, model.config.mask_token_id
+
+    def load_packed(sources: list[str], split: str) -> Dataset:
+        documents = load_documents(sources, config.text_column, split, config.dataset_config_name)
+        length, num_proc = config.sequence_length, config.dataset_num_proc
+        return pack_documents(documents, tokenizer, length, vocab_size, mask_token_id, num_proc)
+
+    packed = load_data(config, load_packed)
     report_start(config, model, packed, "sequences", config.sequence_length)
     return LLaDAPretrainingTrainer(
         model,
@@ -102,10 +96,5 @@ def _token_fields(tokenizer: Any) -> dict:
             "or give mask_token_id in `model_config`."
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return {
-        "vocab_size": len(tokenizer),
-        "mask_token_id": tokenizer.mask_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": pad,
-        "bos_token_id": tokenizer.bos_token_id,
-    }
+    ids = {name: getattr(tokenizer, name) for name in ("mask_token_id", "eos_token_id", "bos_token_id")}
+    return {"vocab_size": len(tokenizer), "pad_token_id": pad, **ids}

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional, Union
 
 from torch import Tensor
@@ -117,7 +118,12 @@ class LLaDAPretrainingTrainer(DiffusionTrainer):
     ):
         check_model(getattr(model, "config", None))
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            _check_dataset(name, dataset)
+            columns = getattr(dataset, "column_names", None)
+            if columns is not None and not {"input_ids", "example_id"} <= set(columns):
+                raise ValueError(
+                    f"`{name}` must have the columns `input_ids` and `example_id`, got {', '.join(columns)}; "
+                    "make it with `llada_training.pack_documents`."
+                )
         self._pad_token_id = pad_id_of(model.config)
         super().__init__(
             model=model,
@@ -163,8 +169,7 @@ def _read_mapping(text_or_path: str) -> dict:
                 f"`model_config` must be a mapping or the path of a JSON file, got {text_or_path!r}, which does not "
                 "exist."
             )
-        with open(text_or_path, encoding="utf-8") as file:
-            text = file.read()
+        text = Path(text_or_path).read_text(encoding="utf-8")
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
@@ -172,12 +177,3 @@ def _read_mapping(text_or_path: str) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"`model_config` must hold a mapping of LLaDAConfig fields, got a {type(content).__name__}.")
     return content
-
-
-def _check_dataset(name: str, dataset: Any) -> None:
-    columns = getattr(dataset, "column_names", None)
-    if columns is not None and not {"input_ids", "example_id"} <= set(columns):
-        raise ValueError(
-            f"`{name}` must have the columns `input_ids` and `example_id`, got {', '.join(columns)}; "
-            "make it with `llada_training.pack_documents`."
-        )

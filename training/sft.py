@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
+from llada_core.loading import load_model
+
 from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
 from .data import check_examples, columns_of_format, names_full_disk
 from .diffusion_trainer import (
@@ -20,7 +22,6 @@ from .diffusion_trainer import (
     check_model,
     option,
     pad_id_of,
-    register_auto_classes,
 )
 from .loss import LOSS_NORMALIZATIONS
 from .sft_data import (
@@ -183,7 +184,6 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
         processing_class: Any = None,
         **options: Any,
     ):
-        register_auto_classes()
         args = _complete_args(model, args)
         if data_collator is not None:
             raise ValueError(
@@ -191,11 +191,31 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             )
         if processing_class is not None:
             check_tokenizer(processing_class, args.eos_token)
-        self._model_config = _config_of(model, args)
+        if isinstance(model, str):
+            self._model_config = AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
+        else:
+            self._model_config = getattr(model, "config", None)
         check_model(self._model_config)
-        self._max_length = _longest_row(args.max_length, self._model_config.max_sequence_length)
+        limit = self._model_config.max_sequence_length
+        if args.max_length is not None and args.max_length > limit:
+            raise ValueError(
+                f"`max_length` must be at most the model's `max_sequence_length` ({limit}), got {args.max_length}; "
+                "lower it, or leave it out."
+            )
+        self._max_length = args.max_length or limit
         self.loss_normalization = args.loss_normalization
-        own_forward = None if isinstance(model, str) else vars(_without_adapter(model)).get("forward")
+        if isinstance(model, str):
+            # TRL would initialise missing weights randomly.
+            settings = {
+                "dtype": "float32",
+                "trust_remote_code": args.trust_remote_code,
+                **(args.model_init_kwargs or {}),
+            }
+            args.model_init_kwargs = None
+            if options.get("quantization_config") is not None:
+                settings["quantization_config"] = options.pop("quantization_config")
+            model = load_model(model, **settings)
+        own_forward = vars(_without_adapter(model)).get("forward")
         super().__init__(
             model=model,
             args=args,
@@ -252,19 +272,14 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
         if args.turns == "random":
             batches = [draw_turns(batch, seed, step, self._pad_token_id) for batch in batches]
         if args.num_extra_eos is None and step != EVALUATION_STEP:
-            longest = self._longest_row_of_step(batches)
+            # With one EOS, over accumulation and processes.
+            longest = max((int(lengths_with_eos(batch, self._max_length).max()) for batch in batches), default=0)
+            longest = int(self.accelerator.gather(torch.tensor([longest], device=self.accelerator.device)).max())
         filled = []
         for batch in batches:
             lengths = lengths_with_eos(batch, self._max_length, args.num_extra_eos or 0, longest)
             filled.append(set_lengths(batch, lengths, self._pad_token_id, self.processing_class.eos_token_id))
         return filled
-
-    def _longest_row_of_step(self, batches: list[dict[str, Tensor]]) -> int:
-        """Tokens of the longest row with one EOS, over accumulation and processes."""
-        longest = torch.zeros(1, dtype=torch.long, device=self.accelerator.device)
-        for batch in batches:
-            longest = torch.maximum(longest, lengths_with_eos(batch, self._max_length).max().to(longest.device))
-        return int(self.accelerator.gather(longest).max())
 
 
 def _complete_args(model: Any, args: Any) -> LLaDASFTConfig:
@@ -277,21 +292,6 @@ def _complete_args(model: Any, args: Any) -> LLaDASFTConfig:
         given: Any = args.model_init_kwargs or {}
         args.model_init_kwargs = {"attn_implementation": args.attn_implementation} | given
     return args
-
-
-def _config_of(model: Any, args: LLaDASFTConfig) -> Any:
-    if isinstance(model, str):
-        return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code)
-    return getattr(model, "config", None)
-
-
-def _longest_row(wanted: Optional[int], limit: int) -> int:
-    if wanted is not None and wanted > limit:
-        raise ValueError(
-            f"`max_length` must be at most the model's `max_sequence_length` ({limit}), got {wanted}; lower it, or "
-            "leave it out."
-        )
-    return wanted or limit
 
 
 def _without_adapter(model: Any) -> Any:

@@ -10,7 +10,7 @@ from llada_core.loading import check_tokenizer, load_model
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 
 from .adapters import AdapterOptions, merge_adapter
-from .command import load_tokenizer, parse_options, report_start, run_training, save_model
+from .command import load_data, load_tokenizer, parse_options, report_start, run_training, save_model
 from .data import load_examples
 from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
@@ -61,13 +61,7 @@ def parse_sft(args: list[str]) -> tuple[LLaDASFTConfig, AdapterOptions]:
 
 def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTrainer:
     """Load examples, tokenizer and model, and put them into a trainer."""
-    sources = {"train": (config.train_data or [], config.train_split)}
-    if config.validation_data:
-        sources["validation"] = (config.validation_data, config.validation_split)
-    with config.main_process_first(desc="data preparation"):
-        data = {
-            name: load_examples(files, split, config.dataset_config_name) for name, (files, split) in sources.items()
-        }
+    data = load_data(config, lambda sources, split: load_examples(sources, split, config.dataset_config_name))
     tokenizer = load_tokenizer(config)
     if any(has_conversations(examples) for examples in data.values()):
         tokenizer = _with_marked_template(tokenizer)

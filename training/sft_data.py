@@ -98,8 +98,7 @@ def finish_examples(
         name: name of the data in messages.
         max_length: longest row in tokens.
         eos_token_id: one of it at the end is taken away: the trainer adds it after answers that are whole.
-        mask_token_id: must not appear in the data.
-        vocab_size: ids must be below it; the model's embedding size.
+        mask_token_id, vocab_size: as in `check_ids`.
         num_proc: processes that share the work.
 
     Returns:
@@ -108,16 +107,12 @@ def finish_examples(
     Raises:
         ValueError: if a row holds the mask token or an id that the model does not have, or no row has a response left.
     """
+    limits = {"max_length": max_length, "eos_token_id": eos_token_id}
     finished = dataset.map(
         _finish,
         remove_columns=[column for column in dataset.column_names if column not in COLUMNS],
         num_proc=num_proc,
-        fn_kwargs={
-            "max_length": max_length,
-            "eos_token_id": eos_token_id,
-            "mask_token_id": mask_token_id,
-            "vocab_size": vocab_size,
-        },
+        fn_kwargs=limits | {"mask_token_id": mask_token_id, "vocab_size": vocab_size},
         desc=f"Cutting {name} data to {max_length} tokens",
     )
     kept = finished.filter(lambda ids: len(ids) > 0, input_columns="input_ids", num_proc=num_proc)
@@ -197,8 +192,5 @@ def _report_left_out(finished: Dataset, num_left_out: int, name: str, max_length
 
 
 def _gather(batch: dict, dataset: Dataset) -> dict:
-    columns: dict[str, list] = {column: [] for column in COLUMNS}
-    for documents in batch["documents"]:
-        for column, values in dataset[documents].items():
-            columns[column].append(values)
-    return columns
+    rows = [dataset[documents] for documents in batch["documents"]]
+    return {column: [row[column] for row in rows] for column in COLUMNS}

@@ -252,19 +252,16 @@ class LLaDAModel(LLaDAPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding, `transformer.wte`."""
         return self.transformer.wte
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the token embedding."""
         self.transformer.wte = value
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head, `transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
+        """The head; it shares the embedding's weight if `weight_tying`."""
         return self.transformer.ff_out
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the head."""
         self.transformer.ff_out = value
 
     def forward(
@@ -282,18 +279,11 @@ class LLaDAModel(LLaDAPreTrainedModel):
     ) -> Union[tuple, BaseModelOutput]:
         """Run the Transformer without the head.
 
-        Args:
-            input_ids: ids that may hold mask tokens; int64 [batch, seq]. Exactly one of it and `inputs_embeds`.
-            attention_mask: see `attention_mask_to_4d`. None attends to everything.
-            position_ids: position of each token; int64 [batch or 1, seq]. None is 0..seq-1 in every row.
-            inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
+        Args: those of `LLaDAModelLM.forward`, but for
             past_key_values: a `BlockCache` whose window holds the given positions; `attention_mask` then covers all
                 its columns, and `position_ids` must be given.
             use_cache: None. Only fused heads of trainers for causal models call the Transformer with it.
             logits_window: (start, end): return these positions only; the last block computes no others.
-            output_hidden_states: also return the embeddings and every block's output (the last one normed).
-            output_attentions: also return attention weights; needs `attn_implementation="eager"`.
-            return_dict: a tuple instead of an output object if False.
 
         Returns:
             `BaseModelOutput`: `last_hidden_state` [batch, seq or end - start, d_model], `hidden_states` and
@@ -402,11 +392,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head, `model.transformer.ff_out`; it shares the embedding's weight if `weight_tying`."""
         return self.model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the head."""
         self.model.set_output_embeddings(value)
 
     def forward(
@@ -427,9 +415,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
         """Predict the clean tokens from noisy ones.
 
         Args:
-            input_ids: ids that may hold mask tokens; int64 [batch, seq].
-            attention_mask: nonzero at valid positions; [batch, seq], or 4-D (see `attention_mask_to_4d`).
-            position_ids: int64 [batch or 1, seq]. None is 0..seq-1.
+            input_ids: ids that may hold mask tokens; int64 [batch, seq]. Exactly one of it and `inputs_embeds`.
+            attention_mask: see `attention_mask_to_4d`. None attends to everything.
+            position_ids: position of each token; int64 [batch or 1, seq]. None is 0..seq-1 in every row.
             inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
             labels: clean ids, -100 where nothing is to be learnt; int64 [batch, seq]. Labels are never shifted, and
                 only masked positions count: the mean cross-entropy over labelled positions that hold the mask token
@@ -442,8 +430,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
                 rows in the order of the mask.
             logits_window: (start, end): nothing outside is scored, and the last block skips it. With
                 `logits_positions`, the positions must lie inside.
-            output_hidden_states: return the embeddings and all blocks' outputs.
-            output_attentions: return attention weights; needs `attn_implementation="eager"`.
+            output_hidden_states: also return the embeddings and every block's output (the last one normed).
+            output_attentions: also return attention weights; needs `attn_implementation="eager"`.
             return_dict: a tuple instead of an output object if False.
 
         Returns:

@@ -261,19 +261,9 @@ def test_a_folder_that_does_not_exist_is_named():
     assert_fails(run("generate", "a", "-m", "./nowhere"), "There is no folder `./nowhere`")
 
 
-def test_a_hub_id_that_cannot_be_reached_is_named():
-    code = "from llada_cli.main import app; app()"
-    process = subprocess.run(
-        [sys.executable, "-c", code, "generate", "a", "-m", "nobody/nothing"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert process.returncode == 2
-    assert process.stdout == ""
-    assert "nobody/nothing" in process.stderr
-    assert "Traceback" not in process.stderr
+def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert_fails(run("generate", "a", "-m", "nobody/nothing"), "nobody/nothing")
 
 
 def test_a_file_is_no_checkpoint_folder():
@@ -437,8 +427,8 @@ def test_a_tokenizer_without_chat_tokens_chats_in_plain_text_with_a_notice(copy)
 
 
 def test_train_hands_every_argument_on_to_the_trainer_even_help():
-    result = subprocess.run([*COMMAND, "train", "pretrain", "--help"], capture_output=True, text=True, check=False)
-    assert result.returncode == 0
+    result = run("train", "pretrain", "--help")
+    assert result.exit_code == 0
     assert "--learning_rate" in result.stdout or "--learning-rate" in result.stdout
 
 

@@ -415,20 +415,22 @@ def test_of_a_repository_with_several_weight_files_only_the_gguf_file_that_was_n
 
 def test_a_gguf_file_that_is_cut_off_is_refused(gguf_path, target):
     gguf_path.write_bytes(gguf_path.read_bytes()[:-100])
-    message = r"`tiny.gguf` is cut off or no GGUF file .*; download it again"
+    message = r"`tiny.gguf` is cut off or not a GGUF file .*; download it again"
     assert_refused(message, gguf_path.parent, target, gguf_file="tiny.gguf")
 
 
 def test_a_gguf_file_that_is_none_is_refused(source, target):
     pytest.importorskip("gguf")
     (source / "a.gguf").write_bytes(b"GGUF" + bytes(40))
-    assert_refused("`a.gguf` is cut off or no GGUF file", source, target, gguf_file="a.gguf")
+    assert_refused("`a.gguf` is cut off or not a GGUF file", source, target, gguf_file="a.gguf")
 
 
 def test_gguf_without_its_package_says_what_to_install(source, target, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     (source / "a.gguf").write_bytes(b"")
-    assert_refused(r"install it with: pip install 'llada-hf\[gguf\]'", source, target, gguf_file="a.gguf")
+    with pytest.raises(ImportError, match=r"install it with: pip install 'llada-hf\[gguf\]'"):
+        convert_autoregressive(source, target, gguf_file="a.gguf")
+    assert not target.exists()
 
 
 @pytest.mark.slow

@@ -121,8 +121,8 @@ def test_the_command_generates_with_an_exported_model(exported):
 @pytest.mark.parametrize(
     "option, message",
     [
-        (["--device", "meta"], "`--device` must be cpu for the exported model"),
-        (["--trust-remote-code"], "`--trust-remote-code` has no meaning for the exported model"),
+        (["--device", "meta"], "`device` must be cpu for the exported model"),
+        (["--trust-remote-code"], "`trust_remote_code` has no meaning for the exported model"),
     ],
 )
 def test_the_command_refuses_options_that_an_exported_model_does_not_have(tmp_path, option, message):

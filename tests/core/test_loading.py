@@ -59,6 +59,14 @@ def test_a_dtype_is_a_name_or_torchs_own(dtype) -> None:
     assert load_model(MHA, dtype=dtype).dtype == torch.bfloat16
 
 
+def test_the_code_of_the_checkpoint_runs_only_if_it_is_trusted() -> None:
+    from llada_checkpoints import BUNDLED_MODEL
+
+    assert type(load_checkpoint(BUNDLED_MODEL).model) is LLaDAModelLM
+    theirs = type(load_checkpoint(BUNDLED_MODEL, trust_remote_code=True).model)
+    assert theirs.__module__.startswith("transformers_modules.")
+
+
 def test_an_id_that_the_files_set_is_not_completed() -> None:
     tokenizer = load_tokenizer(MHA)
     assert complete_options(GenerationConfig(eot_token_id=7), tokenizer).eot_token_id == 7

@@ -213,7 +213,7 @@ def test_special_tokens_end_an_answer_and_are_no_part_of_it(harness_model):
 
 def test_options_of_the_arguments_come_before_the_tasks_and_a_warning_names_what_is_not_used(caplog):
     model = make(max_new_tokens=4, stop_at_eos=False)
-    until, config = model._settle_request({"until": ["\n"], "max_gen_toks": 64, "temperature": 0.5, "num_beams": 2})
+    until, config = model._prepare_request({"until": ["\n"], "max_gen_toks": 64, "temperature": 0.5, "num_beams": 2})
     assert (until, config.max_new_tokens, config.temperature) == (["\n"], 4, 0.5)
     (record,) = caplog.records
     assert record.message.endswith("no such option: max_gen_toks=64, num_beams=2.")
@@ -268,7 +268,7 @@ def test_a_canvas_that_leaves_no_room_for_a_prompt_is_refused(harness_model):
 
 def test_a_canvas_that_grows_ends_at_the_longest_text():
     model = make(max_length=24, max_new_tokens=None, block_length=4, stop_at_eos=False)
-    _, config = model._settle_request({})
+    _, config = model._prepare_request({})
     assert (config.max_new_tokens, config.max_length) == (None, 24)
     assert len(answer(model, "The sky")) == 1
 

@@ -116,16 +116,21 @@ def square(number):
     return number**2
 
 
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_jobs_that_have_a_result_are_not_run_again(tmp_path, capsys, num_workers):
+def test_jobs_that_have_a_result_are_not_run_again(tmp_path, capsys):
     path, jobs = tmp_path / "jobs.jsonl", {"two": (2,), "three": (3,)}
-    assert run_jobs(square, {"two": (2,)}, {"a": 1}, path, num_workers) == {"two": 4}
+    assert run_jobs(square, {"two": (2,)}, {"a": 1}, path, 1) == {"two": 4}
     assert "two: done after" in capsys.readouterr().err
-    assert run_jobs(square, jobs, {"a": 1}, path, num_workers) == {"two": 4, "three": 9}
+    assert run_jobs(square, jobs, {"a": 1}, path, 1) == {"two": 4, "three": 9}
     assert "two" not in capsys.readouterr().err
     with pytest.raises(ValueError, match="was written by another run: `a` was 1, now 2"):
-        run_jobs(square, jobs, {"a": 2}, path, num_workers)
-    assert run_jobs(square, jobs, {"a": 2}, path, num_workers, overwrite=True) == {"two": 4, "three": 9}
+        run_jobs(square, jobs, {"a": 2}, path, 1)
+    assert run_jobs(square, jobs, {"a": 2}, path, 1, overwrite=True) == {"two": 4, "three": 9}
+
+
+@pytest.mark.slow
+def test_jobs_run_in_several_processes(tmp_path):
+    jobs = {"two": (2,), "three": (3,)}
+    assert run_jobs(square, jobs, {"a": 1}, tmp_path / "jobs.jsonl", 2) == {"two": 4, "three": 9}
 
 
 def test_a_proportion_has_the_error_of_independent_questions():

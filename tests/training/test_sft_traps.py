@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, Trainer, TrainingArguments
 
 from llada_core.diffusion import low_discrepancy_noise_levels
-from llada_training import register_auto_classes
 from modeling_llada import LLaDAModelLM
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "max_steps": 1}
@@ -40,7 +39,7 @@ def test_trls_own_trainer_ends_in_an_error_that_names_ours(make_model, pairs, to
     options = {"peft_config": LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")} if peft else {}
     args = SFTConfig(str(tmp_path), **QUIET)
     trainer = SFTTrainer(make_model(), args, train_dataset=pairs, processing_class=copy.deepcopy(tokenizer), **options)
-    with pytest.raises(ValueError, match=r"only learn to copy its input\. Train with `LLaDASFTTrainer`"):
+    with pytest.raises(ValueError, match=r"only learn to copy its input.* `LLaDASFTTrainer`"):
         trainer.train()
 
 
@@ -145,14 +144,26 @@ def test_the_closing_token_of_a_turn_is_learnt(make_sft_trainer, tokenizer, chat
     assert tokenizer.convert_ids_to_tokens(example["labels"][-1]) == "<|eot_id|>"
 
 
-def test_a_saved_model_is_reloaded_by_its_name(make_sft_trainer, make_model, tmp_path):
+def test_a_saved_model_is_reloaded_by_its_name(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
-    register_auto_classes()
-    register_auto_classes()
     from trl.trainer.utils import create_model_from_path
 
     assert type(create_model_from_path(str(tmp_path))) is LLaDAModelLM
-    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is LLaDAModelLM
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
+        assert type(auto.from_pretrained(tmp_path)) is LLaDAModelLM
+
+
+def test_a_model_given_by_name_must_be_complete(make_sft_trainer, make_model, tmp_path):
+    """TRL would load it with random numbers in place of what is missing."""
+    model = make_model()
+    state = model.state_dict()
+    model.save_pretrained(tmp_path / "whole")
+    trainer = make_sft_trainer(str(tmp_path / "whole"))
+    assert all(torch.equal(ours, state[name]) for name, ours in trainer.model.state_dict().items())
+    state.pop("model.transformer.blocks.1.ff_out.weight")
+    model.save_pretrained(tmp_path / "cut", state_dict=state)
+    with pytest.raises(ValueError, match="ff_out"):
+        make_sft_trainer(str(tmp_path / "cut"))
 
 
 def test_a_checkpoint_of_the_trainer_loads_everywhere(make_sft_trainer, tmp_path):
