@@ -292,7 +292,7 @@ def _run_exported_loader(name: str, device: Any, dtype: Any, trust_remote_code: 
         raise ValueError(
             f"`{name}` is an exported model; load it with `llada_conversion.load_exported`, and pass the model itself."
         )
-    if device is not None and find_device(device).type != "cpu":
+    if device is not None and str(device).partition(":")[0] != "cpu":
         raise ValueError(f"`device` must be cpu for the exported model `{name}`, got {str(device)!r}; leave it out.")
     if trust_remote_code:
         raise ValueError(f"`trust_remote_code` has no meaning for the exported model `{name}`; leave it out.")
