@@ -18,7 +18,7 @@ from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 
 from .display import cut_at_stop
-from .generate import active_stop_ids, decode_answer, load_with_notice, open_length
+from .generate import active_stop_ids, check_seed, decode_answer, load_with_notice, open_length
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
 
 
@@ -57,8 +57,8 @@ def answer_file(
             f"`{output_file}` and the files beside it that begin with its name instead."
         )
     prompts = read_prompt_file(input_file)
-    _check_output(output_file, input_file)
     answers = RecordFile(output_file, str(process.rank or ""), fields=("index", "answer"))
+    _check_output(output_file, input_file, answers)
     model_options = {**model_options, "device": process.own_device(model_options.get("device"))}
     checkpoint = load_with_notice(model_options, quiet or process.rank > 0)
     options = open_length(options)
@@ -81,13 +81,18 @@ def answer_file(
         _report(output_file, len(waiting), len(share), num_missing, time.perf_counter() - began)
 
 
-def _check_output(output_file: Path, input_file: Path) -> None:
+def _check_output(output_file: Path, input_file: Path, answers: RecordFile) -> None:
     if not output_file.resolve().parent.is_dir():
         raise FileNotFoundError(f"There is no folder `{output_file.parent}`; make it, or name another `--output`.")
     if output_file.is_dir():
         raise ValueError(f"`--output` must be a file, but `{output_file}` is a folder; name another.")
     if output_file.exists() and output_file.samefile(input_file):
         raise ValueError("`--output` is the file of `--input`; name another.")
+    if answers.covers(input_file):
+        raise ValueError(
+            f"`--input` must not have the name of a file that `--output` writes beside `{output_file}`, got "
+            f"`{input_file}`; name another `--output`."
+        )
 
 
 def describe_run(
@@ -120,6 +125,8 @@ def answer_lines(
     """
     rows = [_encode(checkpoint, line, chat) for line in lines]
     seed = options.get("seed")
+    if seed is not None and lines:
+        check_seed(seed, 1 + max(line.index for line in lines))
     try:
         answers = generate_many(
             checkpoint.model,

@@ -12,7 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from llada_core.tokenization import CHAT_TOKENS, encode_chat, missing_tokens
 
 from .display import choose_console
-from .generate import answer_batch, load_with_notice, open_length, print_answer, show_canvas, split_seed
+from .generate import (
+    BYTE_ORDER_MARK,
+    answer_batch,
+    check_text,
+    load_with_notice,
+    open_length,
+    print_answer,
+    show_canvas,
+    split_seed,
+)
 from .options import print_error
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, /help shows this; anything else is your turn."
@@ -40,8 +49,10 @@ class Conversation:
             The encoded conversation, which ends where the assistant begins; and the number of exchanges dropped.
 
         Raises:
-            ValueError: if the turn is too long on its own or contains the mask token; the conversation stays as it was.
+            ValueError: if the turn is too long on its own, contains the mask token or is not UTF-8; the conversation
+                stays as it was.
         """
+        check_text(text, "A turn")
         if self.tokenizer.mask_token in text:
             raise ValueError(
                 f"A turn must not contain {self.tokenizer.mask_token}; `llada generate --infill` fills masks."
@@ -81,8 +92,12 @@ def hold_conversation(
     Raises:
         ValueError: for options that contradict each other, or a piped turn that is too long; a person at the
             keyboard is told, and may try again.
+        OSError: if stdin or stdout is closed.
     """
+    if sys.stdin is None:
+        raise OSError("stdin is closed, but the turns are read there; leave `<&-` out.")
     is_typed = sys.stdin.isatty()
+    check_text(system or "", "`--system`")
     console, stays = choose_console(answers_on_stdout=False, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
     options, generators = split_seed(open_length(options), checkpoint, num_rows=1)
@@ -127,13 +142,15 @@ def _turns(is_typed: bool) -> Iterator[str]:
         with suppress(ImportError):  # absent on Windows; its import gives `input` line editing and history
             import readline  # noqa: F401
     prompt = "\n> " if is_typed and sys.stdout.isatty() else ""
+    begin = BYTE_ORDER_MARK
     while True:
         try:
-            line = input(prompt)
+            line = input(prompt).removeprefix(begin)
         except EOFError:
             if prompt:
                 print()
             return
+        begin = ""
         if line.strip():
             yield line.strip()
 

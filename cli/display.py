@@ -29,12 +29,19 @@ def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None
     Returns:
         The console, None for no canvas; and whether the canvas stays there as the answer. It stays on a terminal's
         stdout. If only stderr is a terminal, the canvas is shown there and wiped, and stdout is left to the answers.
+
+    Raises:
+        OSError: if stdout is closed.
     """
+    if sys.stdout is None:
+        raise OSError(
+            "stdout is closed, but the answers are printed there; leave `>&-` out, or pass `--input` and `--output`."
+        )
     if quiet:
         return None, False
     if sys.stdout.isatty() and not answers_on_stdout:
         return Console(), True
-    if sys.stderr.isatty() and not sys.stdout.isatty():
+    if sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty():
         return Console(stderr=True), False
     return None, False
 

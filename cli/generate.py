@@ -21,6 +21,10 @@ from llada_core.tokenization import EOT_TOKEN, encode_chat
 
 from .display import CanvasStreamer, choose_console, cut_at_stop, printable
 
+# What torch takes as a seed.
+SEEDS = (-(2**63), 2**64 - 1)
+BYTE_ORDER_MARK = "\ufeff"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -102,9 +106,12 @@ def show_canvas(
 
 
 def read_prompts() -> list[str]:
-    """Return the lines of stdin that are not blank."""
-    lines = [] if sys.stdin.isatty() else [line.rstrip("\r\n") for line in sys.stdin]
-    prompts = [line for line in lines if line.strip()]
+    """Return the lines of stdin that are not blank, without a byte-order mark."""
+    try:
+        lines = [] if sys.stdin is None or sys.stdin.isatty() else [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin is not UTF-8 ({error}); send it as UTF-8.") from None
+    prompts = [line for line in [line.removeprefix(BYTE_ORDER_MARK) for line in lines[:1]] + lines[1:] if line.strip()]
     if not prompts:
         raise ValueError('There is no prompt: pass one (llada generate "Once upon a time"), or lines of them on stdin.')
     return prompts
@@ -115,7 +122,7 @@ def load_with_notice(model_options: dict[str, Any], quiet: bool) -> Checkpoint:
     name = model_options.get("model")
     is_download = name is not None and not Path(name).is_dir()
     status: AbstractContextManager = nullcontext()
-    if sys.stderr.isatty() and not quiet and not is_download:
+    if sys.stderr is not None and sys.stderr.isatty() and not quiet and not is_download:
         status = Console(stderr=True).status(f"Loading {Path(name).name if name else 'the bundled model'}")
     logging.disable_progress_bar()
     use_exported_loader(load_exported)
@@ -127,9 +134,11 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool)
     """Encode a prompt as it stands, or as a user's turn.
 
     Raises:
-        ValueError: for a prompt without a token, one to fill without a mask, and one to continue with masks.
+        ValueError: for a prompt that is not UTF-8 or has no token, one to fill without a mask, and one to continue
+            with masks.
     """
     tokenizer = checkpoint.tokenizer
+    check_text(prompt, "A prompt")
     if not prompt.strip():
         raise ValueError("A prompt is empty; pass at least one word.")
     ids = encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else tokenizer(prompt)["input_ids"]
@@ -139,6 +148,31 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool)
     if not infill and num_masks:
         raise ValueError(f"{prompt!r} contains {tokenizer.mask_token}; pass `--infill` to fill it.")
     return ids
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse text of the command line that is not UTF-8, whose bytes arrive as half surrogate pairs.
+
+    Raises:
+        ValueError: in this case.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be UTF-8, got {text!r}; write it in a terminal that uses UTF-8.") from None
+
+
+def check_seed(seed: int, num_rows: int) -> None:
+    """Refuse a seed that torch cannot take for every row, of which the n-th draws with seed + n.
+
+    Raises:
+        ValueError: in this case.
+    """
+    if not SEEDS[0] <= seed <= SEEDS[1] - num_rows:
+        raise ValueError(
+            f"`--seed` must be from {SEEDS[0]} to {SEEDS[1] - num_rows}, as each prompt adds its number, got {seed}; "
+            "pass a smaller one."
+        )
 
 
 def open_length(options: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +187,7 @@ def split_seed(
     rest = {name: value for name, value in options.items() if name != "seed"}
     if "seed" not in options:
         return rest, None
+    check_seed(options["seed"], num_rows)
     device = checkpoint.model.device
     return rest, [torch.Generator(device).manual_seed(options["seed"] + row) for row in range(num_rows)]
 

@@ -65,7 +65,7 @@ def _parse(line: str, place: str) -> dict[str, Any]:
     """Read one JSON line and check it."""
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON ({error}); write one object per line.") from None
     if not isinstance(record, dict):
         raise ValueError(f'{place} must be an object such as {{"prompt": "…"}}, got {type(record).__name__}.')

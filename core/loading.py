@@ -255,7 +255,7 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     """Return the device `name`; None is CUDA, else MPS, else the CPU.
 
     Raises:
-        ValueError: for a device that does not exist or is not available here.
+        ValueError: for a device that does not exist, is not available here, or computes nothing.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -265,6 +265,8 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"`device` {str(name)!r} is not available here ({reason}); pass e.g. cpu.") from None
+    if device.type == "meta":
+        raise ValueError("`device` must hold numbers, got 'meta', which has shapes only; pass e.g. cpu.")
     return device
 
 
@@ -290,7 +292,7 @@ def _run_exported_loader(name: str, device: Any, dtype: Any, trust_remote_code: 
         raise ValueError(
             f"`{name}` is an exported model; load it with `llada_conversion.load_exported`, and pass the model itself."
         )
-    if device is not None and torch.device(device).type != "cpu":
+    if device is not None and str(device).partition(":")[0] != "cpu":
         raise ValueError(f"`device` must be cpu for the exported model `{name}`, got {str(device)!r}; leave it out.")
     if trust_remote_code:
         raise ValueError(f"`trust_remote_code` has no meaning for the exported model `{name}`; leave it out.")

@@ -42,6 +42,15 @@ class RecordFile:
         self.own_path = self._beside(f"part-{part}") if part else self.path
         self._file: Optional[BinaryIO] = None
 
+    def covers(self, path: Path) -> bool:
+        """Whether `path` is the file of all records, or has the name of one that may lie beside it."""
+        path = Path(os.path.realpath(path))
+        beside = re.compile(re.escape(self.path.name) + r"(\.run\.json|\.(part|draft)-[\w-]+)?")
+        same_file = path.exists() and any(
+            path.samefile(mine) for mine in (*self._files(), self.settings_path) if mine.exists()
+        )
+        return same_file or (path.parent == self.path.parent and bool(beside.fullmatch(path.name)))
+
     def find(self, settings: Optional[Settings] = None) -> dict[Any, dict[str, Any]]:
         """Return the records that are there, by their first field.
 
@@ -65,9 +74,17 @@ class RecordFile:
 
         Raises:
             OSError: if another process is writing, or the disk does not let us.
+            ValueError: if a file with the name of a part would be thrown away, but holds something else than records.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for path in self._files() if overwrite else ():
+        thrown_away = self._files() if overwrite else []
+        for path in thrown_away:
+            if path != self.path and not self._is_part(path):
+                raise ValueError(
+                    f"`{path}` has the name of a part of `{self.path.name}`, but holds other things than its records; "
+                    "move it away, or name another `--output`."
+                )
+        for path in thrown_away:
             _claim(path).close()
             path.unlink()
         self._file = _claim(self.own_path)
@@ -126,6 +143,18 @@ class RecordFile:
         part = re.compile(re.escape(f"{self.path.name}.part-") + r"[\w-]+")
         parts = [path for path in self.path.parent.iterdir() if part.fullmatch(path.name)]
         return [path for path in (*sorted(parts), self.path) if path.exists()]
+
+    def _is_part(self, path: Path) -> bool:
+        """Whether a file holds records only, of which the last one may be cut off."""
+        try:
+            size = sum(len(line) for _, _, line in self._records(path))
+        except ValueError:
+            return False
+        begin = json.dumps({self.fields[0]: 0}).partition(" ")[0].encode()  # {"index":
+        with path.open("rb") as file:
+            file.seek(size)
+            rest = file.read(len(begin))
+        return begin.startswith(rest)
 
     def _records(self, path: Path) -> Iterator[tuple[Any, dict[str, Any], bytes]]:
         """Yield key, record and line of each record in a file."""

@@ -20,6 +20,7 @@ from .likelihood import (
     check_batch_options,
     check_count,
     check_pairs,
+    check_scores,
     longest_first,
     pack,
     pad,
@@ -60,7 +61,7 @@ def score_in_confidence_order(
         equally probable, it may exchange them.
 
     Raises:
-        ValueError: as `check_pairs`, and for options outside their ranges.
+        ValueError: as `check_pairs`, as `check_scores`, and for options outside their ranges.
 
     Source: after the confidence-based scoring of multiple-choice answers in iLLaDA (arXiv:2606.25331).
     """
@@ -95,7 +96,8 @@ def matches_greedy_decoding(
 
     def judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         candidates, confidence, _ = Proposer(model.config.mask_token_id)(logits)
-        return confidence, torch.zeros_like(confidence).masked_fill(candidates != targets, -torch.inf)
+        scores = torch.zeros_like(confidence).masked_fill(candidates != targets, -torch.inf)
+        return confidence, scores.masked_fill(confidence.isnan(), torch.nan)
 
     return [score == 0 for score in _reveal_in_order(model, pairs, judge, 1, cfg_scale, max_batch_tokens, progress)]
 
@@ -119,16 +121,17 @@ def _reveal_in_order(
     )
     with prepacked_weights(model, None):
         for pieces in pack(rows, batch_budget(max_batch_tokens, model.device), cfg_scale):
-            totals = _reveal(model, pad(pieces, model.device), judge, tokens_per_pass, cfg_scale)
+            totals = _reveal(model, pad(pieces, model.device), judge, tokens_per_pass, cfg_scale).tolist()
+            check_scores(totals, model)
             finished = [piece.copies.pair for piece in pieces]
-            scores.update(zip(finished, totals.tolist()))
+            scores.update(zip(finished, totals))
             if progress is not None:
                 progress(sum(num_equal[pair] for pair in finished))
     return [scores[pair] for pair in checked]
 
 
 def _reveal(model: Any, batch: Batch, judge: Judge, tokens_per_pass: int, cfg_scale: float) -> Tensor:
-    """Sum of the scores of each row, -inf as soon as one is; [batch]."""
+    """Sum of the scores of each row, -inf or NaN as soon as one is; [batch]."""
     totals = torch.zeros(len(batch.ids), device=batch.ids.device)
     rows = torch.arange(len(batch.ids), device=batch.ids.device)
     while len(rows):
@@ -142,7 +145,8 @@ def _reveal(model: Any, batch: Batch, judge: Judge, tokens_per_pass: int, cfg_sc
         # A token of probability 0 still comes before what is not masked.
         confidence = confidence.clamp(min=torch.finfo(confidence.dtype).min).masked_fill(~batch.is_masked, -torch.inf)
         is_revealed = most_confident(confidence, batch.is_masked.sum(-1).clamp(max=tokens_per_pass))
-        totals[rows] += scores.masked_fill(~is_revealed, 0.0).sum(-1)
+        # A score that is not a number is never revealed, and ends its row at once.
+        totals[rows] += scores.masked_fill(~is_revealed & ~scores.isnan(), 0.0).sum(-1)
         batch = batch._replace(is_masked=batch.is_masked & ~is_revealed)
         is_kept = batch.is_masked.any(-1) & totals[rows].isfinite()
         rows, batch = rows[is_kept], batch.keep(is_kept)

@@ -183,7 +183,7 @@ def estimate_log_likelihoods(
         several continuations of one token in one context.
 
     Raises:
-        ValueError: as `check_pairs`; a pair longer than the model is not cut here.
+        ValueError: as `check_pairs`, and as `check_scores`; a pair longer than the model is not cut here.
 
     Source: LLaDA (arXiv:2502.09992), Eq. 6 and Eq. 3.
     Not handled: several devices (share the pairs among processes).
@@ -351,6 +351,7 @@ def _score_round(model: Any, running: Sequence[Samples], options: LikelihoodOpti
     scored: list[Tensor] = []
     for pieces in pack(draw_all(), batch_budget(options.max_batch_tokens, model.device), options.cfg_scale):
         row_values = _score_rows(model, pad(pieces, model.device), options.cfg_scale).double().cpu()
+        check_scores(row_values.tolist(), model)
         for piece, values in zip(pieces, row_values.split([piece.num_rows for piece in pieces])):
             scored.append(values)
             if piece.is_last:
@@ -375,7 +376,9 @@ def _score_single_tokens(model: Any, pairs: Sequence[Pair], options: LikelihoodO
         for piece, row in zip(pieces, rows):
             answers = by_context[piece.copies.pair.context]
             tokens = torch.tensor([pair.continuation[0] for pair in answers], device=row.device)
-            yield from zip(answers, row[tokens].tolist())
+            values = row[tokens].tolist()
+            check_scores(values, model)
+            yield from zip(answers, values)
 
 
 def _score_rows(model: Any, batch: Batch, cfg_scale: float) -> Tensor:
@@ -450,6 +453,23 @@ def check_batch_options(cfg_scale: Any, max_batch_tokens: Any) -> None:
         raise ValueError(f"`cfg_scale` must be a number of at least 0, got {cfg_scale!r}; 0 is without guidance.")
     if max_batch_tokens is not None:
         check_count("max_batch_tokens", max_batch_tokens)
+
+
+def check_scores(scores: Iterable[float], model: Any) -> None:
+    """Refuse scores of which one is not a number, as those of broken weights or of an overflow are.
+
+    Args:
+        scores: log-probabilities, nats; -inf is taken.
+        model: the model that gave them.
+
+    Raises:
+        ValueError: in this case.
+    """
+    if any(map(math.isnan, scores)):
+        raise ValueError(
+            f"The model's log-probabilities must be numbers, got nan in {str(model.dtype).removeprefix('torch.')}; "
+            "load the model in float32 in case it overflows, else its weights are damaged."
+        )
 
 
 def batch_budget(max_batch_tokens: Optional[int], device: torch.device) -> int:

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from lm_eval import evaluate
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
-from transformers import set_seed
+from transformers import PretrainedConfig, set_seed
 
 from llada_core.digests import checkpoint_hash, json_digest
 from llada_core.records import EvaluationRecord, Score, environment, utc_now, write_record
@@ -140,6 +140,12 @@ def _load_hf(options: RunOptions) -> Backend:
     if options.model is None:
         raise ValueError("`--model` must name a checkpoint with --backend hf, got none.")
     arguments, device = options.arguments, "cuda" if torch.cuda.is_available() else "cpu"
+    places = {name: arguments[name] for name in ("revision", "subfolder", "gguf_file") if name in arguments}
+    if PretrainedConfig.get_config_dict(options.model, **places)[0].get("model_type") == "llada":
+        raise ValueError(
+            f"`--backend` must be llada for the LLaDA model {options.model}, got 'hf', which takes the logits of a "
+            "position for the next token's."
+        )
     loaded = get_model("hf")(pretrained=options.model, **{"device": device} | arguments)
     description = describe_model(options.model, "hf", arguments.get("revision", "main"))
     # The harness's cache knows requests only, not the model that answered them.

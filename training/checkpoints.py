@@ -1,18 +1,26 @@
 """Checkpoints that survive a kill or a full disk, and a final model that is whole however it was trained."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 _FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+
+
+class _NotSaved(OSError):
+    """A folder that could not be written, and where to go on."""
 
 
 class ResumableTrainer(Trainer):
@@ -50,17 +58,45 @@ class ResumableTrainer(Trainer):
 
         Checkpoints of FSDP keep its shards if it is so configured. Everything else is gathered: `Trainer` would
         write no weights at all.
+
+        Raises:
+            ValueError: if a weight is infinite or not a number; nothing is written then.
+            OSError: if the disk is full.
         """
+        self._check_weights()
+        with self._naming_what_is_not_saved(output_dir or self.args.output_dir, self.args.output_dir):
+            self._save_whole_model(output_dir, _internal_call)
+
+    def _save_whole_model(self, output_dir: Optional[str], _internal_call: bool) -> None:
         save = super().save_model
         if not self.is_fsdp_enabled or (_internal_call and output_dir is not None):
-            return save(output_dir, _internal_call)
+            save(output_dir, _internal_call)
+            return
         plugin = self.accelerator.state.fsdp_plugin
         configured = plugin.state_dict_type
         plugin.set_state_dict_type("FULL_STATE_DICT")
         try:
-            return save(output_dir, _internal_call)
+            save(output_dir, _internal_call)
         finally:
             plugin.set_state_dict_type(configured)
+
+    def way_back(self) -> str:
+        """What messages say of a training that has diverged: where it stands, and how to do better."""
+        checkpoint = last_checkpoint(self.args.output_dir)
+        # Not resume: the schedule of a resumed run is the saved one.
+        place = f", with the last complete checkpoint, {checkpoint}, as `model`" if checkpoint else ""
+        return (
+            f"step {self.state.global_step}; the training has diverged, so start another run with a lower "
+            f"`learning_rate` than {self.args.learning_rate}{place}."
+        )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that are not finite, in whichever process they lie."""
+        names = non_finite_weights(self.model)
+        num_found = torch.tensor(len(names), device=self.accelerator.device)
+        if self.accelerator.reduce(num_found, reduction="sum").item():
+            place = f"`{names[0]}`" if names else "the shard of another process"
+            raise ValueError(f"Saved weights must be finite, got inf or nan in {place} at {self.way_back()}")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_folder = self._get_output_dir(trial=trial)
@@ -71,11 +107,18 @@ class ResumableTrainer(Trainer):
             if os.path.isdir(checkpoint):
                 shutil.rmtree(checkpoint)
         self.accelerator.wait_for_everyone()
-        try:
+        with self._naming_what_is_not_saved(checkpoint, run_folder):
             super()._save_checkpoint(model, trial)
+
+    @contextlib.contextmanager
+    def _naming_what_is_not_saved(self, folder: str, run_folder: str) -> Iterator[None]:
+        try:
+            yield
+        except _NotSaved:
+            raise  # said already, of the checkpoint's model
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise OSError(
-                f"{checkpoint} could not be saved ({error}); the last complete checkpoint is "
+            raise _NotSaved(
+                f"{folder} could not be saved ({error}); the last complete checkpoint is "
                 f"{last_checkpoint(run_folder)}. Make room, then resume with `resume_from_checkpoint=True`."
             ) from error
 
@@ -83,6 +126,18 @@ class ResumableTrainer(Trainer):
         super()._save_rng_state(output_dir)
         # The last file that every process writes. Next the main process writes the state and deletes old checkpoints.
         self.accelerator.wait_for_everyone()
+
+
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Names of the trained parameters with an infinite value or one that is not a number; shards of this process."""
+    names = []
+    for name, parameter in model.named_parameters():
+        shard = getattr(parameter, "ds_tensor", parameter).detach()  # ZeRO-3 empties the parameter itself
+        shard = shard.to_local() if hasattr(shard, "to_local") else shard  # FSDP2
+        # The extremes carry a NaN on, and need no second tensor as large as the parameter.
+        if parameter.requires_grad and shard.numel() and not torch.stack(shard.aminmax()).isfinite().all():
+            names.append(name)
+    return names
 
 
 def last_checkpoint(output_dir: str) -> Optional[str]:

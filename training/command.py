@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
+import yaml
 from transformers import TrainerCallback, set_seed
 from trl import TrlParser
 
@@ -31,11 +32,11 @@ def parse_options(args: list[str], classes: list[Any], command: str, description
         An object of each class.
 
     Raises:
-        ValueError: for an unknown option, naming the nearest known one, and for values out of range.
+        ValueError: for an unknown option, naming the nearest known one, for values out of range, and for a file that
+            is not a mapping in YAML.
     """
-    recipe = args[args.index("--config") + 1] if "--config" in args[:-1] else None
-    if recipe is not None and not os.path.isfile(recipe):
-        raise ValueError(f"`--config` must name a YAML file, got {recipe!r}, which does not exist.")
+    if "--config" in args:
+        _check_recipe(*args[args.index("--config") + 1 :][:1])
     usage = f"{command} [--config RECIPE.yaml] [--option value ...]"
     parser = TrlParser(classes, usage=usage, description=description, allow_abbrev=False)
     *configs, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
@@ -104,6 +105,18 @@ def load_tokenizer(config: Any) -> Any:
         # The released tokenizers hold LLaDA's tokens but declare no mask.
         tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
     return tokenizer
+
+
+def _check_recipe(path: str = "") -> None:
+    if not os.path.isfile(path):
+        raise ValueError(f"`--config` must name a YAML file, got {path!r}, which does not exist.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            options = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"`--config` must name a YAML file, got {path!r}, which is not one: {error}.") from error
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise ValueError(f"`--config` must name a YAML file with a mapping of options, got {path!r}, which holds none.")
 
 
 def load_data(config: Any, load: Callable[[list[str], str], Any]) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """Reads the data of a training, and makes pre-training sequences: documents joined by EOS and cut to length."""
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from typing import Any, Optional
 
+import datasets
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
@@ -20,9 +24,31 @@ EXAMPLE_FORMATS = (
     ("input_ids",),
     ("text",),
 )
+# Columns of messages, and those of texts or messages; the others hold numbers.
+MESSAGE_COLUMNS, TEXT_COLUMNS = ("messages", "conversations"), ("prompt", "completion", "text")
 EXCERPT_LENGTH = 80
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
+@contextlib.contextmanager
+def names_full_disk() -> Iterator[None]:
+    """Say of a disk that is full where the data are prepared; also a decorator.
+
+    Raises:
+        OSError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        raise OSError(
+            f"No room to prepare the data in {datasets.config.HF_DATASETS_CACHE} ({error.strerror}); make room, or set "
+            "the environment variable `HF_DATASETS_CACHE` to a folder on another disk."
+        ) from error
+
+
+@names_full_disk()
 def load_documents(
     sources: list[str], text_column: str = "text", split: str = "train", config_name: Optional[str] = None
 ) -> Dataset:
@@ -40,6 +66,7 @@ def load_documents(
 
     Raises:
         ValueError: if a file is missing or of another kind, the column is missing or no text, or there is nothing.
+        OSError: if the disk is full.
     """
     columns = [
         _only_text(rows, "text" if _is_plain(source) else text_column, source)
@@ -48,6 +75,7 @@ def load_documents(
     return concatenate_datasets(columns)
 
 
+@names_full_disk()
 def load_examples(sources: list[str], split: str = "train", config_name: Optional[str] = None) -> Dataset:
     """Read examples of fine-tuning: conversations, prompts with completions, texts, or token ids.
 
@@ -59,24 +87,80 @@ def load_examples(sources: list[str], split: str = "train", config_name: Optiona
         A data set with the columns of one of `EXAMPLE_FORMATS`.
 
     Raises:
-        ValueError: if a file is missing or of another kind, no format fits, formats are mixed, or a value is missing.
+        ValueError: if a file is missing or of another kind, no format fits, formats are mixed, or as `check_examples`.
+        OSError: if the disk is full.
     """
     parts, chosen = [], {}
     for source, rows in _read_sources(sources, split, config_name):
-        columns = next((columns for columns in EXAMPLE_FORMATS if set(columns) <= set(rows.column_names)), None)
+        columns = columns_of_format(rows)
         if columns is None:
             raise ValueError(
                 f"Examples must have the column `messages`, or `prompt` and `completion`, or `text`, got "
                 f"{', '.join(rows.column_names)} in {source}; rename its columns."
             )
         chosen[columns] = source
-        parts.append(_filled(rows.select_columns(list(columns)), source))
+        parts.append(check_examples(rows.select_columns(list(columns)), source))
     if len(chosen) > 1:
         found = "; ".join(f"{', '.join(columns)} in {source}" for columns, source in chosen.items())
         raise ValueError(f"All files must have the same columns, got {found}; bring them into one form.")
     return concatenate_datasets(parts)
 
 
+def columns_of_format(rows: Dataset) -> Optional[tuple[str, ...]]:
+    """The columns of the first format of `EXAMPLE_FORMATS` that `rows` have, or None."""
+    return next((columns for columns in EXAMPLE_FORMATS if set(columns) <= set(rows.column_names)), None)
+
+
+def check_examples(rows: Dataset, source: str) -> Dataset:
+    """Refuse examples with values that are missing, or neither text nor messages where such are needed.
+
+    Args:
+        rows: data set with the columns of one of `EXAMPLE_FORMATS` only.
+        source: what they are called in messages, e.g. the file.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: in these cases, and for an empty list of messages or a message without role or content.
+    """
+    _filled(rows, source)
+    for column in rows.column_names:
+        is_text = getattr(rows.features[column], "dtype", None) in ("string", "large_string")
+        if column not in MESSAGE_COLUMNS + TEXT_COLUMNS or (is_text and column in TEXT_COLUMNS):
+            continue
+        for index, value in enumerate(rows[column]):
+            if fault := _fault(value, column):
+                raise ValueError(f"`{column}` must hold {fault} in row {index} of {source}; correct the row.")
+    return rows
+
+
+def _fault(value: Any, column: str) -> str:
+    """What a value of an example should be, and is instead; empty if it is right."""
+    if isinstance(value, str) and column in TEXT_COLUMNS:
+        return ""
+    if column == "text":
+        return f"text, got {type(value).__name__}"
+    if not isinstance(value, list) or not value:
+        wanted = "a list of messages" if column in MESSAGE_COLUMNS else "text or a list of messages"
+        return f"{wanted}, got {'an empty list' if value == [] else type(value).__name__}"
+    return next((fault for message in value if (fault := _fault_of_message(message))), "")
+
+
+def _fault_of_message(message: Any) -> str:
+    if not isinstance(message, dict):
+        return f"messages, which are objects, got {type(message).__name__}"
+    role, content = ("from", "value") if message.get("from") is not None else ("role", "content")
+    if not isinstance(message.get(role), str):
+        return f"messages with a text as `{role}`, got {message.get(role)!r}"
+    # Some templates take words in parts, and a message that calls tools needs no words.
+    is_silent = message.get(content) is None and bool(message.get("tool_calls"))
+    if not is_silent and not isinstance(message.get(content), (str, list)):
+        return f"messages with a text as `{content}`, got {message.get(content)!r}"
+    return ""
+
+
+@names_full_disk()
 def pack_documents(
     documents: Dataset,
     tokenizer: Any,
@@ -102,6 +186,7 @@ def pack_documents(
     Raises:
         ValueError: if the tokenizer has no EOS, a document holds the mask token or an id that the model does not
             have, or there is no token at all.
+        OSError: if the disk is full.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -195,17 +280,31 @@ def _load_file(path: str) -> Dataset:
     try:
         return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", **options)
     except DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         raise ValueError(f"{path} must hold one JSON object per line, got: {error.__cause__}; repair it.") from error
 
 
 def _load_named(source: str, split: str, config_name: Optional[str]) -> Dataset:
     is_saved = any(os.path.isfile(os.path.join(source, name)) for name in ("dataset_dict.json", "state.json"))
-    documents = load_from_disk(source) if is_saved else load_dataset(source, config_name)
+    documents = load_from_disk(source) if is_saved else _load_dataset(source, config_name)
     if isinstance(documents, dict):
         if split not in documents:
             raise ValueError(f"{source} must have the split {split!r}, got {', '.join(documents)}; name one of these.")
         documents = documents[split]
     return documents
+
+
+def _load_dataset(source: str, config_name: Optional[str]) -> Any:
+    try:
+        return load_dataset(source, config_name)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise ValueError(
+            f"{source} must hold files of one kind with the same columns, got: {error.__cause__ or error}; name the "
+            "files one by one."
+        ) from error
 
 
 def _only_text(documents: Dataset, text_column: str, source: str) -> Dataset:
@@ -224,8 +323,9 @@ def _only_text(documents: Dataset, text_column: str, source: str) -> Dataset:
 
 def _filled(rows: Dataset, source: str) -> Dataset:
     """`rows`, if no value of them is missing."""
+    table = rows.with_format("arrow")[:]
     for column in rows.column_names:
-        index = rows.with_format("arrow")[:][column].is_null().index(True).as_py()
+        index = table[column].is_null().index(True).as_py()
         if index >= 0:
             raise ValueError(f"Every row must have a `{column}`, got none in row {index} of {source}; add it.")
     return rows

@@ -1,6 +1,9 @@
 """What every trainer of LLaDA shares: options, noise, the diffusion loss, evaluation, metrics and the schedule."""
 
 import itertools
+import math
+import numbers
+import sys
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional, Union
 
@@ -42,10 +45,31 @@ FIXED_OPTIONS = {
     "label_smoothing_factor": (0.0, "the bound is a plain cross-entropy of the clean tokens"),
     "use_liger_kernel": (False, "its fused loss shifts the labels"),
     "use_cache": (False, "training sees whole sequences"),
+    "logging_nan_inf_filter": (False, "a loss that is not a number must show"),
     "prediction_loss_only": (False, "evaluation returns per-example sums"),
     "batch_eval_metrics": (False, "evaluation is averaged over all examples at once"),
     "remove_unused_columns": (True, "the collator knows only `input_ids`, `labels` and `example_id`"),
     "average_tokens_across_devices": (True, "the loss is divided by the tokens of the whole optimizer step"),
+}
+
+# Numbers that `TrainingArguments` takes unchecked: the lowest and the highest; None is any finite number.
+NUMBER_RANGES: dict[str, tuple[int, Optional[float]]] = {
+    "learning_rate": (0, None),
+    "weight_decay": (0, None),
+    "adam_epsilon": (0, None),
+    "max_grad_norm": (0, math.inf),
+    "warmup_steps": (0, None),
+    "decay_steps": (0, None),
+    "num_train_epochs": (0, None),
+    "logging_steps": (0, None),
+    "save_steps": (0, None),
+    "eval_steps": (0, None),
+    "gradient_accumulation_steps": (1, None),
+    "per_device_train_batch_size": (1, None),
+    "per_device_eval_batch_size": (1, None),
+    # What numpy takes as a seed.
+    "seed": (0, 2**32 - 1),
+    "data_seed": (0, 2**32 - 1),
 }
 
 
@@ -105,8 +129,10 @@ class DiffusionOptions:
     lr_scheduler_type: Union[SchedulerType, str] = option(WARMUP_STABLE_DECAY, "Schedule of the learning rate.")
     warmup_steps: float = option(0.01, "Steps of the rising phase: a number, or a fraction of all steps if below 1.")
     weight_decay: float = option(0.1, "Weight decay of AdamW.")
+    logging_nan_inf_filter: bool = option(False, "Not supported: a loss that is not a number must show.")
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         # transformers 4 knows only whole warm-up steps; `get_warmup_steps` below reads both.
         warmup_steps, self.warmup_steps = self.warmup_steps, 0
         # Without this, `bf16` raises on a machine that has only its CPU.
@@ -143,6 +169,16 @@ class DiffusionOptions:
             )
         return {"num_decay_steps": num_decay, "decay_type": self.decay_type, "min_lr_ratio": self.min_lr_ratio}
 
+    def _check_numbers(self) -> None:
+        for name, (lowest, highest) in NUMBER_RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            is_number = isinstance(value, numbers.Real)
+            if not is_number or not lowest <= value <= (sys.float_info.max if highest is None else highest):
+                wanted = f"from {lowest} to {highest}" if highest else f"a finite number of at least {lowest}"
+                raise ValueError(f"`{name}` must be {wanted}, got {value!r}; leave it out for the default.")
+
     def _check_fixed_options(self) -> None:
         for name, (value, reason) in self.fixed_options.items():
             if getattr(self, name, value) != value:
@@ -171,9 +207,6 @@ class DiffusionOptions:
             raise ValueError(f"`decay_type` must be one of {', '.join(DECAY_TYPES)}, got {self.decay_type!r}.")
         if not 0.0 <= self.min_lr_ratio <= 1.0:
             raise ValueError(f"`min_lr_ratio` must be from 0 to 1, got {self.min_lr_ratio}; LLaDA ends at 0.025.")
-        for name in ("warmup_steps", "decay_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}; 0 leaves the phase out.")
         given = self.lr_scheduler_kwargs  # type: ignore[attr-defined]
         if self.lr_scheduler_type == WARMUP_STABLE_DECAY and given:
             raise ValueError(
@@ -366,11 +399,18 @@ class DiffusionTrainer(ResumableTrainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
-        """Log, with the diffusion metrics beside a training loss."""
+        """Log, with the diffusion metrics beside a training loss.
+
+        Raises:
+            ValueError: after logging, if a loss is infinite or not a number, as the training has diverged.
+        """
         if "loss" in logs:
             metrics, self._step_metrics = self._step_metrics, TrainingMetrics()
             logs.update(metrics.summarize(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
         super().log(logs, start_time)
+        for name, value in logs.items():
+            if (name == "loss" or name.endswith("_loss")) and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be finite, got {value} at {self.way_back()}")
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:
         """Save the whole model for `from_pretrained` with its tokenizer and card; all processes must call it."""

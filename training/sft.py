@@ -14,6 +14,7 @@ from llada_core.loading import load_model
 
 from .adapters import complete_adapter
 from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
+from .data import check_examples, columns_of_format, names_full_disk
 from .diffusion_trainer import (
     EVALUATION_STEP,
     FIXED_OPTIONS,
@@ -235,6 +236,7 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
 
     # Data
 
+    @names_full_disk()
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset:
@@ -242,6 +244,9 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
         check_dataset(dataset, dataset_name)
         if set(COLUMNS) <= set(dataset.column_names):
             return dataset
+        columns = None if formatting_func is not None else columns_of_format(dataset)
+        if columns is not None and "input_ids" not in dataset.column_names:
+            check_examples(dataset.select_columns(list(columns)), f"the {dataset_name} data")
         check_tokenizer(processing_class)
         tokenizing = copy.copy(args)
         tokenizing.max_length, tokenizing.shuffle_dataset = None, False

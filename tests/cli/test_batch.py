@@ -205,10 +205,33 @@ def test_overwrite_begins_anew_but_not_for_a_call_that_fails(folder):
     before = answers_of()
     assert_fails(run("--overwrite", "--steps", "1"), "`steps` must be at least the number of blocks (2), got 1")
     assert read_lines() == before
-    Path("answers.jsonl.part-1").write_text("notes\n")
+    shutil.copy("answers.jsonl", "answers.jsonl.part-1")
     after = answers_of("--overwrite", "--steps", "2")
     assert [answer["forward_passes"] for answer in after] == [2] * 7
     assert not Path("answers.jsonl.part-1").exists()
+
+
+def test_overwrite_keeps_a_file_that_only_has_the_name_of_a_part(folder):
+    before = answers_of()
+    shutil.copy("prompts.jsonl", "answers.jsonl.part-1")
+    assert_fails(
+        run("--overwrite"), "has the name of a part of `answers.jsonl`, but holds other things than its records"
+    )
+    assert read_lines() == before
+    assert read_lines("answers.jsonl.part-1") == read_lines("prompts.jsonl")
+
+
+@pytest.mark.parametrize("ending", ["run.json", "draft-0", "draft-1", "part-1"])
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_an_input_named_like_a_file_beside_the_output_is_refused_and_kept(folder, ending, options):
+    source = Path(f"a.jsonl.{ending}")
+    shutil.copy("prompts.jsonl", source)
+    Path("link.jsonl").symlink_to(source)
+    for name in (str(source), "link.jsonl"):
+        message = "`--input` must not have the name of a file that `--output` writes beside `a.jsonl`, got"
+        assert_fails(run(*options, files=(name, "a.jsonl")), message)
+    assert source.read_bytes() == Path("prompts.jsonl").read_bytes()
+    assert not Path("a.jsonl").exists()
 
 
 def test_a_second_run_on_the_same_file_is_refused_while_the_first_is_writing(folder):
@@ -284,10 +307,11 @@ BAD_LINES = [
     ('{"prompt": "a", "answer": "b"}', "prompts.jsonl:2 has the key `answer`, which the answer adds"),
     ('{"prompt": "\\ud800"}', "prompts.jsonl:2 is not valid UTF-8 (surrogates not allowed)"),
     ('{"prompt": "a <|mdm_mask|>"}', "prompts.jsonl:2 holds <|mdm_mask|>"),
+    ('{"prompt": "a", "b": ' + "[" * 100_000 + "]" * 100_000 + "}", "prompts.jsonl:2 is not JSON (maximum recursion"),
 ]
 
 
-@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[line for line, _ in BAD_LINES])
+@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[line[:40] for line, _ in BAD_LINES])
 def test_a_bad_line_is_named_by_its_number(folder, line, message):
     Path("prompts.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
     assert_fails(run(), message)
@@ -314,6 +338,7 @@ def test_a_prompt_too_long_for_an_open_answer_is_named_by_its_line(folder):
         (["--overwrite"], "pass --input and --output"),
         (["a", "-i", "prompts.jsonl", "-o", "a"], "`PROMPTS` cannot be combined with --input and --output"),
         (["-i", "prompts.jsonl", "-o", "a", "--infill"], "`--infill` cannot be combined with --input"),
+        (["-i", "prompts.jsonl", "-o", "a", "--seed", str(2**64 - 5)], "`--seed` must be from"),
         (["-i", "prompts.jsonl", "-o", "a", "--json"], "`--json` cannot be combined with --input"),
         (["-i", "prompts.jsonl", "-o", "a", "--cache", "dual", "--freeze-prompt"], "`freeze_prompt` has no meaning"),
     ],

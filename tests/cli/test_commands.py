@@ -18,8 +18,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from llada_cli.chat import Conversation
+from llada_cli.chat import Conversation, hold_conversation
 from llada_cli.display import CanvasStreamer, canvas_text, choose_console, cut_at_stop
+from llada_cli.generate import read_prompts
 from llada_cli.main import app
 from llada_core.loading import load_checkpoint
 from llada_core.tokenization import encode_chat
@@ -196,10 +197,46 @@ def test_infill_fills_the_masks_and_leaves_the_rest():
         ([], "There is no prompt"),
         (["a", "--dtype", "int8"], "`dtype` must be one of auto, float32"),
         (["a", "--device", "abacus"], "`device` 'abacus' is not available here"),
+        (["a", "--device", "meta"], "`device` must hold numbers, got 'meta', which has shapes only; pass e.g. cpu"),
+        (
+            ["a", "--seed", str(2**64)],
+            "`--seed` must be from -9223372036854775808 to 18446744073709551614, as each",
+        ),
+        (["a", "b", "--seed", str(2**64 - 2)], "`--seed` must be from"),
+        (["\udcff"], r"A prompt must be UTF-8, got '\udcff'; write it in a terminal that uses UTF-8"),
+        (["\udcff", "--json", "--chat"], r"A prompt must be UTF-8, got '\udcff'"),
     ],
 )
 def test_a_users_mistake_is_one_line_on_stderr(arguments, message):
     assert_fails(run("generate", *arguments, *MODEL, stdin=""), message)
+
+
+def test_a_byte_order_mark_on_stdin_is_no_part_of_the_prompt():
+    assert [answer["prompt"] for answer in answers_of(*SHORT, stdin="\ufeffone\n\ufefftwo\n")] == ["one", "\ufefftwo"]
+    assert (
+        run(*CHAT, "--no-stop-at-eos", stdin="\ufeffhello\n").stdout
+        == run(*CHAT, "--no-stop-at-eos", stdin="hello\n").stdout
+    )
+
+
+def test_a_stdin_that_is_not_text_is_an_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n"), encoding="utf-8"))
+    with pytest.raises(ValueError, match="stdin is not UTF-8"):
+        read_prompts()
+
+
+def test_a_closed_stdin_or_stdout_is_an_error_and_a_closed_stderr_none(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert choose_console(answers_on_stdout=True, quiet=False) == (None, False)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="There is no prompt"):
+        read_prompts()
+    with pytest.raises(OSError, match="stdin is closed, but the turns are read there"):
+        hold_conversation({"model": str(FOLDER)}, {})
+    monkeypatch.setattr(sys, "stdout", None)
+    for quiet in (False, True):
+        with pytest.raises(OSError, match="stdout is closed, but the answers are printed there"):
+            choose_console(answers_on_stdout=False, quiet=quiet)
 
 
 def test_debug_shows_the_traceback():

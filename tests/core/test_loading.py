@@ -171,8 +171,11 @@ def test_an_exported_model_is_loaded_by_the_function_given_for_it(exported, tiny
         lambda folder, dtype: tiny_model if (folder, dtype) == (str(exported), "auto") else None
     )
     assert load_checkpoint(exported).model is tiny_model
-    with pytest.raises(ValueError, match=r"`device` must be cpu for the exported model `.*`, got 'cuda'; leave it out"):
-        load_checkpoint(exported, device="cuda")
+    for device in ("cuda", "abacus"):
+        with pytest.raises(
+            ValueError, match=f"`device` must be cpu for the exported model `.*`, got '{device}'; leave"
+        ):
+            load_checkpoint(exported, device=device)
     with pytest.raises(ValueError, match="`trust_remote_code` has no meaning for the exported model"):
         load_checkpoint(exported, trust_remote_code=True)
 

@@ -85,6 +85,38 @@ def test_overwriting_removes_the_records_of_all_parts(path):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize("content", ["notes\n", "notes", '{"prompt": "a"}\n', '{"prompt": "a"', "\n"])
+def test_overwriting_keeps_what_only_has_the_name_of_a_part(path, content):
+    write(path, 1)
+    part = path.with_name("a.jsonl.part-1")
+    part.write_text(content)
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl\.part-1` has the name of a part of `a\.jsonl`, but holds other things"
+    ):
+        RecordFile(path).start(SETTINGS, overwrite=True)
+    assert (part.read_text(), keys_of(path)) == (content, [1])
+
+
+def test_overwriting_removes_a_part_that_was_cut_off_anywhere(path):
+    write(path, 1, part="1")
+    part = path.with_name("a.jsonl.part-1")
+    whole = part.read_bytes()
+    for size in range(len(whole)):
+        part.write_bytes(whole + whole[:size])
+        RecordFile(path).start(SETTINGS, overwrite=True)
+        assert not part.exists()
+
+
+def test_a_record_file_knows_its_own_name_and_those_beside_it(path):
+    file = write(path, 1)
+    link = path.with_name("link")
+    link.hardlink_to(path)
+    ours = [path, link, *(path.with_name(f"a.jsonl.{end}") for end in ("run.json", "part-1", "part-12-0", "draft-0"))]
+    assert all(file.covers(each) for each in ours)
+    others = [path.with_name(name) for name in ("b.jsonl", "a.jsonl.bak", "a.jsonl.part-")]
+    assert not any(file.covers(each) for each in others)
+
+
 def test_two_runs_cannot_write_one_file(path):
     first = RecordFile(path)
     first.start()

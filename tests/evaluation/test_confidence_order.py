@@ -1,5 +1,7 @@
 """Laws of scores in the order of confidence, and of the greedy check."""
 
+import copy
+
 import pytest
 import torch
 
@@ -111,6 +113,14 @@ def test_a_token_of_probability_zero_ends_the_score_at_minus_infinity(toy_model)
     scores = score_in_confidence_order(toy_model, [([0], [1, 2, 1]), ([0], [2, 2, 2]), ([0], [1, 1])])
     handle.remove()
     assert scores[:2] == [-torch.inf] * 2 and scores[2] > -20
+
+
+@pytest.mark.parametrize("score", [score_in_confidence_order, matches_greedy_decoding])
+def test_log_probabilities_that_are_not_numbers_are_an_error(tiny_model, score):
+    broken = copy.deepcopy(tiny_model)
+    broken.model.transformer.ln_f.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"must be numbers, got nan"):
+        score(broken, PAIRS)
 
 
 def test_what_cannot_be_scored_is_refused(tiny_model):

@@ -195,6 +195,16 @@ def test_pairs_that_cannot_be_scored_are_refused(tiny_model, pair, message):
         estimate(tiny_model, [([1], [2]), pair])
 
 
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+@pytest.mark.parametrize("pair", [([1, 2], [3]), ([1, 2], [3, 4, 5])])
+def test_log_probabilities_that_are_not_numbers_are_an_error(tiny_model, pair, cfg_scale):
+    broken = copy.deepcopy(tiny_model)
+    broken.model.transformer.ln_f.weight.data[0] = math.nan
+    message = r"log-probabilities must be numbers, got nan in float32; load the model in float32 in case"
+    with pytest.raises(ValueError, match=message):
+        estimate(broken, [pair], cfg_scale=cfg_scale)
+
+
 def test_a_causal_model_is_refused():
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -165,6 +165,10 @@ def test_a_misspelt_argument_of_the_model_is_named(options):
     "fields, message",
     [
         ({"backend": "vllm"}, r"`--backend` must be one of llada, hf, got 'vllm'"),
+        (
+            {"backend": "hf", "arguments": {"device": "cpu"}},
+            r"`--backend` must be llada for the LLaDA model .*mha, got 'hf'",
+        ),
         ({"backend": "hf", "model": None}, r"`--model` must name a checkpoint with --backend hf, got none"),
         ({"limit": 0}, r"`--limit` must be at least 1, got 0"),
         ({"arguments": {"seed": 4}}, r"`seed` is not taken in --model-args here, got 4; pass --seed"),

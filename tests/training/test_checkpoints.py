@@ -90,6 +90,15 @@ def test_a_full_disk_leaves_the_last_good_checkpoint_and_says_so(
     assert_goes_on_from_checkpoint_2(make_trainer(**options), uninterrupted)
 
 
+def test_a_full_disk_at_the_end_says_what_is_not_saved(make_trainer, tmp_path, restored_limit):
+    trainer = make_trainer()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(
+        OSError, match=r"^.*/whole could not be saved \(.+\); the last complete checkpoint is None\. Make"
+    ):
+        trainer.save_model(str(tmp_path / "whole"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["_save_optimizer_and_scheduler", "_save_rng_state"])
 def test_a_kill_during_a_save_leaves_the_last_good_checkpoint(

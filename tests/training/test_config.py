@@ -1,6 +1,7 @@
 """Laws of the configuration: bad options raise with a way out, and the schedule has the numbers it promises."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -29,8 +30,24 @@ def config(**options):
         ({"save_dtype": "int8"}, "`save_dtype` must be one of float32, bfloat16, float16, got 'int8'"),
         ({"decay_type": "cubic"}, "`decay_type` must be one of linear, cosine, 1-sqrt, got 'cubic'"),
         ({"min_lr_ratio": 2.0}, "`min_lr_ratio` must be from 0 to 1, got 2.0"),
-        ({"warmup_steps": -1}, "`warmup_steps` must be at least 0, got -1"),
-        ({"decay_steps": -1}, "`decay_steps` must be at least 0, got -1"),
+        (
+            {"logging_nan_inf_filter": True},
+            r"`logging_nan_inf_filter` must be False \(a loss that is not a number must",
+        ),
+        ({"warmup_steps": -1}, "`warmup_steps` must be a finite number of at least 0, got -1"),
+        ({"decay_steps": math.inf}, "`decay_steps` must be a finite number of at least 0, got inf"),
+        ({"learning_rate": math.inf}, "`learning_rate` must be a finite number of at least 0, got inf; leave it out"),
+        ({"learning_rate": math.nan}, "`learning_rate` must be a finite number of at least 0, got nan"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be a finite number of at least 0, got -1.0"),
+        ({"learning_rate": "1e-4"}, "`learning_rate` must be a finite number of at least 0, got '1e-4'"),
+        ({"weight_decay": math.nan}, "`weight_decay` must be a finite number of at least 0, got nan"),
+        ({"max_grad_norm": math.nan}, "`max_grad_norm` must be from 0 to inf, got nan"),
+        ({"logging_steps": math.inf}, "`logging_steps` must be a finite number of at least 0, got inf"),
+        (
+            {"gradient_accumulation_steps": 0},
+            "`gradient_accumulation_steps` must be a finite number of at least 1, got 0",
+        ),
+        ({"seed": 2**64}, "`seed` must be from 0 to 4294967295, got 18446744073709551616"),
         (
             {"lr_scheduler_kwargs": {"num_decay_steps": 3}},
             "`lr_scheduler_kwargs` must be unset with warmup_stable_decay",

@@ -1,11 +1,13 @@
 """Laws of the data preparation: no token is lost, documents end with EOS, bad documents are named."""
 
 import json
+import resource
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from llada_training import load_documents, pack_documents
+from llada_training.data import load_examples
 
 from .conftest import TEXTS
 
@@ -116,3 +118,30 @@ def test_an_unknown_split_is_refused(tmp_path):
     DatasetDict({"train": Dataset.from_dict({"text": ["a"]})}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="must have the split 'test', got train"):
         load_documents([str(tmp_path / "saved")], split="test")
+
+
+@pytest.fixture
+def full_disk():
+    """No file can grow beyond 1000 bytes."""
+    given = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, given[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, given)
+
+
+@pytest.mark.parametrize("load", [load_documents, load_examples])
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])
+def test_a_full_disk_is_named_as_such(tmp_path, request, load, name):
+    text = "x" * 3000
+    (tmp_path / name).write_text(text if name == "t.txt" else json.dumps({"text": text}) + "\n")
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match=r"No room to prepare the data in .*datasets-cache \(.+\); make room, or set"):
+        load([str(tmp_path / name)])
+
+
+def test_a_full_disk_is_named_as_such_while_documents_are_packed(tmp_path, request, tokenizer):
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text * 20}) + "\n" for text in TEXTS))
+    documents = load_documents([str(tmp_path / "t.jsonl")])
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match="No room to prepare the data in"):
+        pack_documents(documents, tokenizer, 16, 512, tokenizer.mask_token_id)

@@ -135,6 +135,31 @@ def test_a_recipe_that_is_not_there_is_refused():
         parse_pretraining(["--config", "absent.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [1\n", "must name a YAML file, got .*, which is not one: while parsing"),
+        (
+            b"a: !!python/object/apply:os.system [ls]\n",
+            "must name a YAML file, got .*, which is not one: could not determine",
+        ),
+        (b"\xff: 1\n", "must name a YAML file, got .*, which is not one: 'utf-8' codec"),
+        (b"- 1\n", "must name a YAML file with a mapping of options, got .*, which holds none"),
+        (b"1: 2\n", "must name a YAML file with a mapping of options, got .*, which holds none"),
+        (b"", "must name a YAML file with a mapping of options, got .*, which holds none"),
+    ],
+)
+def test_a_recipe_that_is_not_a_mapping_of_options_is_refused(tmp_path, content, message):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        parse_pretraining(["--config", str(tmp_path / "recipe.yaml")])
+
+
+def test_a_recipe_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="`--config` must name a YAML file, got ''"):
+        parse_pretraining(["--max_steps", "1", "--config"])
+
+
 def test_help_lists_the_options_of_llada_and_of_the_trainer(capsys):
     with pytest.raises(SystemExit) as exit_info:
         parse_pretraining(["--help"])

@@ -213,6 +213,48 @@ def test_data_of_no_format_or_of_several_are_refused(tmp_path):
         load_examples([gap])
 
 
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([{"prompt": 1, "completion": "a"}], "`prompt` must hold text or a list of messages, got int in row 0 of"),
+        (
+            [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 2}],
+            "`completion` must .* int in row 1 of",
+        ),
+        ([{"prompt": {"a": 1}, "completion": "b"}], "`prompt` must hold text or a list of messages, got dict"),
+        ([{"prompt": ["a"], "completion": "b"}], "`prompt` must hold messages, which are objects, got str"),
+        ([{"text": 5}], "`text` must hold text, got int in row 0"),
+        ([{"text": ["a"]}], "`text` must hold text, got list"),
+        ([{"messages": []}], "`messages` must hold a list of messages, got an empty list in row 0"),
+        ([{"messages": "a"}], "`messages` must hold a list of messages, got str"),
+        ([{"messages": ["a"]}], "`messages` must hold messages, which are objects, got str"),
+        ([{"messages": [{"role": "user"}]}], "`messages` must hold messages with a text as `content`, got None"),
+        ([{"messages": [{"content": "a"}]}], "`messages` must hold messages with a text as `role`, got None"),
+        (
+            [{"messages": [turn("user", "a"), turn("assistant", "b")]}, {"messages": [turn("assistant", None)]}],
+            "`messages` must hold messages with a text as `content`, got None in row 1 of",
+        ),
+        ([{"conversations": [{"from": "user", "value": 3}]}], "`conversations` must .* text as `value`, got 3"),
+    ],
+)
+def test_values_that_are_neither_text_nor_messages_are_refused_by_row(rows, message, tmp_path):
+    with pytest.raises(ValueError, match=f"{message}.*; correct the row"):
+        load_examples([write_lines(tmp_path / "rows.jsonl", rows)])
+
+
+def test_a_message_that_calls_tools_needs_no_words_and_words_may_come_in_parts(tmp_path):
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}], "tool_calls": None}
+    silent = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    load_examples([write_lines(tmp_path / "tools.jsonl", [{"messages": [parts, silent]}])])
+
+
+def test_a_folder_of_files_that_differ_is_refused(tmp_path):
+    write_lines(tmp_path / "one.jsonl", [{"text": "a"}])
+    write_lines(tmp_path / "two.jsonl", [{"other": [1]}])
+    with pytest.raises(ValueError, match=r"(?s)must hold files of one kind with the same columns, got: .*one by one"):
+        load_examples([str(tmp_path)])
+
+
 def test_a_template_that_marks_no_answers_is_replaced_and_said_so(arguments, tmp_path, capsys):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL, mask_token="<|mdm_mask|>")
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"

@@ -143,6 +143,15 @@ def test_a_conversation_without_the_assistant_is_refused_and_named(make_sft_trai
         make_sft_trainer(train_dataset=Dataset.from_dict({"messages": messages}))
 
 
+def test_an_answer_that_is_missing_is_refused_and_named(make_sft_trainer, chats):
+    messages = [*chats["messages"][:2], [{"role": "user", "content": "?"}, {"role": "assistant", "content": None}]]
+    with pytest.raises(ValueError, match="messages with a text as `content`, got None in row 2 of the train data"):
+        make_sft_trainer(train_dataset=Dataset.from_dict({"messages": messages}))
+    pairs = {"prompt": ["a", "b"], "completion": ["c", None]}
+    with pytest.raises(ValueError, match="Every row must have a `completion`, got none in row 1 of the train data"):
+        make_sft_trainer(train_dataset=Dataset.from_dict(pairs))
+
+
 def test_a_tokenizer_without_eos_is_refused(make_sft_trainer, tokenizer):
     bare = deepcopy(tokenizer)
     bare.eos_token = bare.pad_token = None
