@@ -163,7 +163,7 @@ def test_a_switch_that_the_model_does_not_compute_is_refused_by_name(name) -> No
 
 @pytest.mark.parametrize("fields", [{"architectures": ["LLaDAMoEModelLM"]}, {"num_experts": 64}], ids=str)
 def test_llada_moe_is_refused_by_name(fields) -> None:
-    with pytest.raises(ValueError, match=r"LLaDA-MoE checkpoint .*only the dense LLaDA models"):
+    with pytest.raises(ValueError, match=r"LLaDA-MoE checkpoint .*load it with the class `LLaDAMoEModelLM`"):
         LLaDAConfig(**SMALL, **fields)
 
 
