@@ -187,7 +187,7 @@ for folder in sys.argv[1:]:
     assert type(config).__module__.startswith("transformers_modules")
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     with torch.no_grad():
-        print(json.dumps(model(torch.arange(10)[None], logits_to_keep=2).logits.flatten().tolist()))
+        print("logits", json.dumps(model(torch.arange(10)[None], logits_to_keep=2).logits.flatten().tolist()))
     model.save_pretrained(folder + "-again")
 """
 
@@ -200,7 +200,7 @@ def test_saved_folders_load_and_are_saved_again_where_nothing_of_ours_is_install
     python = other_python() if other else sys.executable
     process = run_stranger(python, tmp_path, STRANGER, *(str(tmp_path / kind) for kind in KINDS))
     assert process.returncode == 0, process.stderr
-    printed = [line for line in process.stdout.splitlines() if line.startswith("[")]
+    printed = [line[7:] for line in process.stdout.splitlines() if line.startswith("logits ")]
     for line, (kind, model) in zip(printed, models.items(), strict=True):
         with torch.no_grad():
             logits = model(torch.arange(10)[None], logits_to_keep=2).logits.flatten()
