@@ -632,9 +632,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             `hidden_states`, `attentions`.
 
         Raises:
-            ValueError: for labels without any masked position (the model would learn to copy its input), labels
-                together with partial logits, `logits_to_keep` beside another choice of positions, caches, and a
-                keyword that cannot have its meaning.
+            ValueError: for labels of another shape or without any masked position (the model would learn to copy its
+                input), labels together with partial logits, `logits_to_keep` beside another choice of positions,
+                caches, and a keyword that cannot have its meaning.
             TypeError: for an unknown keyword.
         """
         if use_cache or not (past_key_values is None or hasattr(past_key_values, "set_window")):
@@ -700,6 +700,12 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
 
     def _masked_loss(self, logits: Tensor, labels: Tensor, input_ids: Optional[Tensor]) -> Tensor:
         """Mean cross-entropy over labelled positions that hold the mask token, without any shift; float32 scalar."""
+        if labels.shape != logits.shape[:2]:
+            raise ValueError(
+                f"`labels` must have the shape of the input, {tuple(logits.shape[:2])}, got {tuple(labels.shape)}. "
+                "PEFT's soft prompts lengthen the input, and the labels too only with "
+                '`task_type="CAUSAL_LM"`; pass that.'
+            )
         is_scored = labels != -100
         if input_ids is not None:
             is_scored = is_scored & (input_ids == self.config.mask_token_id)
