@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -54,6 +55,20 @@ DICTIONARY_NAMES = (
     "num_key_value_heads",
     "tie_word_embeddings",
 )
+# Our names of the layers that PEFT's tables name for Llama. What scales or adapts the input of `down_proj` stands at
+# the output of `up_proj`, which is the same: PEFT compares the ends of names, and the head is called `ff_out` too.
+LLAMA_LAYERS = {
+    "q_proj": "q_proj",
+    "k_proj": "k_proj",
+    "v_proj": "v_proj",
+    "o_proj": "attn_out",
+    "gate_proj": "ff_proj",
+    "up_proj": "up_proj",
+    "down_proj": "up_proj",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ff_norm",
+    "norm": "ln_f",
+}
 
 
 def _is_integer(value: Any) -> bool:
@@ -266,6 +281,8 @@ class LLaDAConfig(PretrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, under the official names and those of `DICTIONARY_NAMES`."""
+        # PEFT reads this right before it looks for the layers of an adapter that names none.
+        _add_to_tables_of_peft()
         return {**super().to_dict(), **{name: getattr(self, name) for name in DICTIONARY_NAMES}}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -359,3 +376,15 @@ class LLaDAConfig(PretrainedConfig):
         """Write `config.json` with the full `auto_map`, whatever class was saved or loaded last."""
         self.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _add_to_tables_of_peft() -> None:
+    """If PEFT is in use, give its methods the layers that they adapt by default: Llama's, under our names.
+
+    PEFT looks them up by model type in tables of its own, and has no other way to tell it.
+    """
+    constants = sys.modules.get("peft.utils.constants")
+    for name, table in list(vars(constants).items()) if constants is not None else []:
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING") and "llama" in table:
+            layers = [] if "FEEDFORWARD" in name else list(dict.fromkeys(LLAMA_LAYERS[one] for one in table["llama"]))
+            table.setdefault(LLaDAConfig.model_type, layers)
