@@ -97,7 +97,8 @@ def test_a_word_that_yaml_would_read_as_something_else_stays_a_word(tmp_path) ->
 # Text that means something to YAML, to Markdown or to the card's template.
 INJECTIONS = (
     "a/b\nlicense: gpl", "a/b\n---\nlicense: gpl", "---", "a: b", "no", "null", "a #b", "[a", "*a", "{{", "| a", "%",
-    "\t", "](x", "a\rb", "", " ", "x\u2028y", "&a", "!a", "@a", "`a", "'", '"', "? a", "- a", "> a", "1.0", "2026-01-01",
+    "\t", "](x", "a\rb", "", " ", "x\u2028y", "&a", "!a", "@a", "`a", "'", '"', "? a", "- a", "> a", "1.0",
+    "2026-01-01",
 )  # fmt: skip
 FIELDS = {"license": "license", "base_model": "base_model", "datasets": "datasets", "languages": "language",
           "tags": "tags"}  # fmt: skip
