@@ -144,7 +144,7 @@ def _published_adapter_config(folder: Path, base_model: str | None) -> dict[str,
         raise ValueError(f"The adapter `{folder}` lacks {ADAPTER_WEIGHTS}; save it again.")
     config = read_json_object(folder / ADAPTER_CONFIG)
     base = base_model or config.get("base_model_name_or_path")
-    if not is_hub_id(base, with_owner=True) or Path(base).exists():
+    if not isinstance(base, str) or not is_hub_id(base, with_owner=True) or Path(base).exists():
         raise ValueError(
             f"The adapter `{folder}` must name a base model on the Hub, got {base!r}, which others cannot load; pass "
             "--base-model user/name (and publish that one first)."

@@ -4,7 +4,7 @@ Nothing is sent anywhere: detect-secrets can ask a service whether a key is vali
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -95,7 +95,7 @@ def _detectors() -> list[Any]:
         secret_type = "Key or Password"
         denylist = (NAMED_KEYS,)
 
-        def analyze_string(self, string: str) -> Iterator[str]:
+        def analyze_string(self, string: str) -> Generator[str, None, None]:
             for value in super().analyze_string(string):
                 if re.search("[0-9]", value) and re.search("[A-Za-z]", value):
                     yield value
@@ -104,5 +104,6 @@ def _detectors() -> list[Any]:
         type("Detector", (RegexBasedDetector,), {"secret_type": kind, "denylist": (re.compile(pattern),)})
         for kind, pattern in _MORE_TOKENS.items()
     ]
-    theirs = [kind for kind in get_mapping_from_secret_type_to_class().values() if kind.__name__ not in _UNUSED]
-    return [kind() for kind in [*theirs, *ours, NamedKeyDetector]]
+    theirs: dict[str, Any] = get_mapping_from_secret_type_to_class()
+    used = [kind for kind in theirs.values() if kind.__name__ not in _UNUSED]
+    return [kind() for kind in [*used, *ours, NamedKeyDetector]]

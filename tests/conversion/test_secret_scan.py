@@ -4,11 +4,13 @@ import base64
 import json
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from llada_conversion import secret_scan
 from llada_conversion.secret_scan import secrets_in
 from tests.helpers import REFERENCE
 
@@ -86,20 +88,20 @@ def test_files_of_models_and_this_projects_texts_raise_no_alarm() -> None:
 @pytest.mark.parametrize("indent", [None, 2], ids=["one line", "many lines"])
 def test_a_large_tokenizer_is_searched_in_time_and_raises_no_alarm(indent) -> None:
     small = json.loads((TINY / "tokenizer.json").read_text())
-    words = [f"Ġ{word}{number}" for number in range(4_000) for word in small["model"]["vocab"]][:300_000]
+    words = [f"Ġ{word}{number}" for number in range(14) for word in small["model"]["vocab"]]
     small["model"]["vocab"] = {word: number for number, word in enumerate(words)}
     content = json.dumps(small, ensure_ascii=False, indent=indent).encode()
-    assert len(content) > 5_000_000
+    assert len(content) > 2_000_000
     started = time.process_time()
     assert secrets_in(content) == []
-    assert time.process_time() - started < 15  # 2 seconds where nothing else runs
+    assert time.process_time() - started < 10  # half a second where nothing else runs
 
 
 def test_time_grows_with_the_length_only_whatever_the_text() -> None:
     """Patterns that look far ahead are asked at every `//` of a text without line breaks."""
     started = time.process_time()
-    assert secrets_in(b"// AccountKey= aws key eyJ. password = " * 25_000) == []
-    assert time.process_time() - started < 15
+    assert secrets_in(b"// AccountKey= aws key eyJ. password = " * 10_000) == []
+    assert time.process_time() - started < 10
 
 
 def test_of_weights_the_header_is_read_and_nothing_else(tmp_path) -> None:
@@ -121,3 +123,10 @@ def test_nobody_is_asked_whether_a_key_is_valid(monkeypatch) -> None:
     monkeypatch.setattr(socket, "create_connection", refuse)
     for text in SECRETS.values():
         assert secrets_in(text.encode())
+
+
+def test_without_the_scanner_nothing_is_published_and_it_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "detect_secrets.plugins.base", None)
+    monkeypatch.setattr(secret_scan, "_detectors", secret_scan._detectors.__wrapped__)
+    with pytest.raises(ImportError, match=r"needs detect-secrets; `pip install detect-secrets`"):
+        secrets_in(b"text")
