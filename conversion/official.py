@@ -183,16 +183,40 @@ def write_other_files(source: Path, target: Path, config: LLaDAConfig, with_code
 def write_descriptions(
     source: Path, target: Path, config: Any, options: GenerationConfig, tokenizer: Any, with_code: bool
 ) -> None:
-    """Write what describes a model, the licence texts, which must travel with it, and code, which config.json names."""
+    """Write what describes a model, the licence texts, which must travel with it, and code, which config.json names.
+
+    Raises:
+        ValueError: for licence texts that are links out of `source`.
+    """
+    texts = licence_texts(source)
     save_tokenizer(tokenizer, target)
     options.save_pretrained(target)
     fields = {**json.loads(config.to_json_string()), "auto_map": dict(AUTO_MAP)}
     if not with_code:
         del fields["auto_map"]
     (target / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    texts = [path for pattern in ("LICENSE*", "NOTICE*") for path in source.glob(pattern)]
     for path in texts + (code_files() if with_code else []):
         shutil.copyfile(path, target / path.name)
+
+
+def licence_texts(folder: Path) -> list[Path]:
+    """List the licence texts of a checkpoint.
+
+    Raises:
+        ValueError: for links to anything but files of the folder, or, in the Hub's cache, of the repository.
+    """
+    texts = sorted(path for pattern in ("LICENSE*", "NOTICE*") for path in folder.glob(pattern) if not path.is_dir())
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":  # models--user--name/snapshots/COMMIT, whose files lie in blobs
+        allowed.append(home.parents[1] / "blobs")
+    strays = [path.name for path in texts if not (path.is_file() and path.resolve().parent in allowed)]
+    if strays:
+        raise ValueError(
+            f"Licence texts must be files of `{folder}`, but these are links out of it or to nothing: "
+            f"{', '.join(strays)}; put the files themselves there."
+        )
+    return texts
 
 
 def code_files() -> list[Path]:

@@ -220,6 +220,39 @@ def test_verification_notices_a_download_that_differs_from_its_name_in_the_cache
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "NOTICE.txt"])
+@pytest.mark.parametrize("place", ["../outside", "/etc/hostname", "private/notes", "nowhere"])
+def test_a_licence_that_is_a_link_out_of_the_folder_is_not_followed(name, place, tmp_path) -> None:
+    source = copy_of("mha", tmp_path)
+    (tmp_path / "outside").write_text("private")
+    (source / "private").mkdir()
+    (source / "private" / "notes").write_text("private")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(place)
+    with pytest.raises(
+        ValueError, match=rf"Licence texts must be files of `.*`, but .* or to nothing: {name}; put the"
+    ):
+        convert_official(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_licences_of_the_hubs_cache_and_links_inside_the_folder_are_copied(tmp_path) -> None:
+    repo = tmp_path / "models--user--name"
+    source = Path(shutil.copytree(reference("mha"), repo / "snapshots" / "abc"))
+    (repo / "blobs").mkdir()
+    for path in [*source.iterdir()]:
+        path.rename(repo / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    (repo / "blobs" / "0123").write_text("Apache")
+    (source / "LICENSE").unlink(missing_ok=True)
+    (source / "LICENSE").symlink_to("../../blobs/0123")
+    (source / "NOTICES").mkdir()
+    ours = convert_official(source, tmp_path / "ours")
+    assert (ours / "LICENSE").read_text() == "Apache" and not (ours / "LICENSE").is_symlink()
+    (ours / "LICENSE.md").symlink_to("LICENSE")
+    assert (convert_official(ours, tmp_path / "again") / "LICENSE.md").read_text() == "Apache"
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
