@@ -283,7 +283,7 @@ def _identity(result: EvalResult) -> tuple[Optional[str], ...]:
     The benchmark is read from the metric's name, where `eval_result` puts it: the Hub's form gives all results of a
     data set the name of the first.
     """
-    metric = result.metric_name or result.metric_type
+    metric = str(result.metric_name or result.metric_type)
     if ": " not in metric:
         metric = f"{result.dataset_name}: {metric}"
     return (result.task_type, result.dataset_config, result.dataset_split, metric.removesuffix(",none"))

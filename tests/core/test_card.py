@@ -305,6 +305,17 @@ def test_a_result_whose_metric_has_no_name_is_replaced_by_its_data_sets_name(tmp
     assert [row.metric_value for row in ModelCard.load(path).data.eval_results] == [0.75]
 
 
+def test_a_metric_that_is_called_by_a_number_is_compared_as_text(tmp_path) -> None:
+    row = {
+        "task": {"type": "t"},
+        "dataset": {"type": "d", "name": "d"},
+        "metrics": [{"type": 5, "name": 5, "value": 1}],
+    }
+    path = write(tmp_path, "---\n" + yaml.safe_dump({"model-index": [{"name": "m", "results": [row]}]}) + "---\n")
+    write_results([eval_result("P", "acc", 0.5)], tmp_path)
+    assert [row.metric_value for row in ModelCard.load(path).data.eval_results] == [1, 0.5]
+
+
 def test_a_card_without_metadata_gets_a_head(tmp_path) -> None:
     path = write(tmp_path, TEXT)
     write_results(record_results(RECORD), tmp_path)
