@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -27,6 +28,7 @@ from .weights import (
     LAYOUTS,
     StoredTensor,
     copy_file,
+    data_size,
     is_sharded,
     link_file,
     llada_name,
@@ -155,6 +157,8 @@ def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:
     if is_sharded(source):
         index = json.loads((source / INDEX_NAME).read_text(encoding="utf-8"))
         index["weight_map"] = {rename(name): file for name, file in read_index(source).items()}
+        if not isinstance(index.get("metadata"), dict):  # transformers does not load an index without
+            index["metadata"] = {"total_size": sum(data_size(path) for path in weight_files(source))}
         (target / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -179,16 +183,40 @@ def write_other_files(source: Path, target: Path, config: LLaDAConfig, with_code
 def write_descriptions(
     source: Path, target: Path, config: Any, options: GenerationConfig, tokenizer: Any, with_code: bool
 ) -> None:
-    """Write what describes a model, the licence texts, which must travel with it, and code, which config.json names."""
+    """Write what describes a model, the licence texts, which must travel with it, and code, which config.json names.
+
+    Raises:
+        ValueError: for licence texts that are links out of `source`.
+    """
+    texts = licence_texts(source)
     save_tokenizer(tokenizer, target)
     options.save_pretrained(target)
     fields = {**json.loads(config.to_json_string()), "auto_map": dict(AUTO_MAP)}
     if not with_code:
         del fields["auto_map"]
     (target / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    texts = [path for pattern in ("LICENSE*", "NOTICE*") for path in source.glob(pattern)]
     for path in texts + (code_files() if with_code else []):
         shutil.copyfile(path, target / path.name)
+
+
+def licence_texts(folder: Path) -> list[Path]:
+    """List the licence texts of a checkpoint.
+
+    Raises:
+        ValueError: for links to anything but files of the folder, or, in the Hub's cache, of the repository.
+    """
+    texts = sorted(path for pattern in ("LICENSE*", "NOTICE*") for path in folder.glob(pattern) if not path.is_dir())
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":  # models--user--name/snapshots/COMMIT, whose files lie in blobs
+        allowed.append(home.parents[1] / "blobs")
+    strays = [path.name for path in texts if not (path.is_file() and path.resolve().parent in allowed)]
+    if strays:
+        raise ValueError(
+            f"Licence texts must be files of `{folder}`, but these are links out of it or to nothing: "
+            f"{', '.join(strays)}; put the files themselves there."
+        )
+    return texts
 
 
 def code_files() -> list[Path]:
@@ -215,13 +243,20 @@ def verify_folder(source: str | Path, folder: str | Path) -> float:
         The largest difference of the logits.
 
     Raises:
-        ValueError: naming every tensor or file that differs, or the difference of the logits.
+        ValueError: naming every tensor or file that differs, tensors that are not finite, or the difference of the
+            logits.
     """
     source, folder = Path(source), Path(folder)
     problems = _changed_in_cache(source) + _different_tensors(source, folder) + _different_code(folder)
     if problems:
         raise ValueError(f"`{folder}` is not what was converted: {' '.join(problems)} Convert again.")
     difference = (fixed_logits(source) - fixed_logits(folder)).abs().max().item()
+    names = [f"`{name}`" for name in _not_finite(source)] if math.isnan(difference) else []
+    if names:
+        raise ValueError(
+            f"Some weights of `{source}` are not finite numbers: {', '.join(names)}. Download them again, or take an "
+            "earlier checkpoint of the training."
+        )
     if not difference <= TOLERANCE:
         raise ValueError(
             f"`{folder}` and `{source}` have the same weights, but their logits differ by {difference:.2g}: their "
@@ -287,6 +322,10 @@ def _different_tensors(source: Path, folder: Path) -> list[str]:
         elif not torch.equal(*(tensor.load().flatten().view(torch.uint8) for tensor in (before, after))):
             problems.append(f"`{name}` has other bytes.")
     return problems
+
+
+def _not_finite(folder: Path) -> list[str]:
+    return [name for name, tensor in sorted(stored_tensors(folder).items()) if not tensor.load().isfinite().all()]
 
 
 def _different_code(folder: Path) -> list[str]:

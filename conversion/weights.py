@@ -127,10 +127,12 @@ def read_index(folder: Path) -> dict[str, str]:
     """
     try:
         weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        names = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"The index `{folder / INDEX_NAME}` is corrupt; download or save it again.") from None
-    outside = sorted(name for name in names if Path(name).name != name)
+        is_map = bool(weight_map) and all(isinstance(file, str) for file in weight_map.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_map = False
+    if not is_map:
+        raise ValueError(f"The index `{folder / INDEX_NAME}` is corrupt; download or save it again.")
+    outside = sorted({name for name in weight_map.values() if Path(name).name != name})
     if outside:
         raise ValueError(f"The index `{folder / INDEX_NAME}` may name files beside it only, got {outside[0]!r}.")
     return weight_map
@@ -179,6 +181,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             }
     except SafetensorError as error:
         raise ValueError(f"`{path.name}` is cut off or not a safetensors file ({error}).") from None
+
+
+def data_size(path: Path) -> int:
+    """Count the bytes of a file's tensors; `read_header` has made sure that they are all that follows the header."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def copy_file(source: Path, target: Path, rename: Callable[[str], str]) -> None:
