@@ -266,7 +266,8 @@ def _add_vocabulary(writer: Any, config: Any, tokenizer: Any, pre_tokenizer: str
 
 def _add_special_ids(writer: Any, config: Any, tokenizer: Any) -> None:
     writer.add_mask_token_id(config.mask_token_id)
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
+    # llama.cpp puts it before every text if this is set, and its default is to do so.
+    writer.add_add_bos_token(tokenizer.bos_token_id in tokenizer("a")["input_ids"])
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if (token_id := getattr(tokenizer, name)) is not None:
             getattr(writer, f"add_{name}")(token_id)

@@ -65,6 +65,21 @@ def test_the_metadata_are_the_config_s(tmp_path):
     assert fields["llada.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
 
 
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_llama_cpp_begins_a_text_with_bos_if_the_tokenizer_does(adds_bos, tmp_path):
+    source = shutil.copytree(MHA, tmp_path / "source")
+    parts = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    bos = [{"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}] if adds_bos else []
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    tokens = {"<|startoftext|>": {"id": "<|startoftext|>", "ids": [480], "tokens": ["<|startoftext|>"]}}
+    template = {"single": bos + texts[:1], "pair": bos + texts, "special_tokens": tokens if adds_bos else {}}
+    parts["post_processor"] = {"type": "TemplateProcessing", **template}
+    (source / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
+    fields, _ = read(export_gguf(source, tmp_path / "mha.gguf"))
+    assert fields["tokenizer.ggml.bos_token_id"] == 480
+    assert fields["tokenizer.ggml.add_bos_token"] is adds_bos
+
+
 def test_every_row_of_the_embedding_has_a_token(tmp_path):
     fields, tensors = read(export_gguf(MHA, tmp_path / "mha.gguf"))
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
