@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llada_core.hub import fetch_checkpoint
 from llada_core.loading import load_model, load_tokenizer
-from llada_core.tokenization import EOT_TOKEN, missing_tokens
+from llada_core.tokenization import missing_tokens, special_tokens
 from modeling_llada import LLaDAConfig
 
 from .folders import full_disk_named
@@ -273,7 +273,8 @@ def _add_special_ids(writer: Any, config: Any, tokenizer: Any) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if (token_id := getattr(tokenizer, name)) is not None:
             getattr(writer, f"add_{name}")(token_id)
-    if not missing_tokens(tokenizer, [EOT_TOKEN]):
-        writer.add_eot_token_id(tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    end_of_turn = special_tokens(tokenizer).end_of_turn
+    if end_of_turn is not None and not missing_tokens(tokenizer, [end_of_turn]):
+        writer.add_eot_token_id(tokenizer.convert_tokens_to_ids(end_of_turn))
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
