@@ -5,6 +5,7 @@ Names and metadata are those of llama.cpp's own converter; the `gguf` package kn
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from torch import Tensor
 from llada_core.hub import fetch_checkpoint
 from llada_core.loading import load_model, load_tokenizer
 from llada_core.tokenization import missing_tokens, special_tokens
-from modeling_llada import LLaDAConfig
+from modeling_llada import LLaDAMoEConfig
+from modeling_llada.llama_layout_llada import HEAD_NAME, name_in_file
 
 from .folders import full_disk_named
 from .official import read_config
 from .runtimes import require_packages
-from .weights import HEAD_NAME
 
+# The number of an expert in a tensor's name.
+_EXPERT = re.compile(r"(?<=\.experts)\.\d+\.")
 WEIGHTS = ("f32", "f16", "q8_0")
 # Regular expressions, as tokenizer.json files write them, by which a text is split in turn before merging, and whether
 # a whole word that is a token skips the merges -> llama.cpp's name of the same rule.
@@ -84,6 +87,7 @@ def export_gguf(
     if target.exists() and not (force and target.is_file()):
         raise FileExistsError(f"`{target}` exists; name another file, or pass `--force` to replace a file.")
     config = read_config(folder)
+    check_variant(config)
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -157,7 +161,7 @@ def _has_token_of_spaces(tokenizer: Any) -> bool:
 def _write(
     path: Path,
     name: str,
-    config: LLaDAConfig,
+    config: Any,
     tokenizer: Any,
     state_dict: dict[str, Tensor],
     weights: str,
@@ -165,7 +169,7 @@ def _write(
 ) -> None:
     import gguf
 
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLADA])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_architecture(config)])
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     _add_sizes(writer, config, weights)
@@ -196,20 +200,61 @@ def _add_sizes(writer: Any, config: Any, weights: str) -> None:
     writer.add_head_count_kv(config.n_kv_heads)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.d_model // config.n_heads)
+    if has_experts(config):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.expert_intermediate_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.embedding_size)
     writer.add_causal_attention(False)
     writer.add_diffusion_shift_logits(False)
 
 
+def has_experts(config: Any) -> bool:
+    """Whether a config is LLaDA-MoE's."""
+    return isinstance(config, LLaDAMoEConfig)
+
+
+def _architecture(config: Any) -> Any:
+    import gguf
+
+    return gguf.MODEL_ARCH.LLADA_MOE if has_experts(config) else gguf.MODEL_ARCH.LLADA
+
+
+def check_variant(config: Any) -> None:
+    """Refuse what llama.cpp's `llada-moe` does not compute.
+
+    Raises:
+        ValueError: naming the field of the config.
+    """
+    if not has_experts(config):
+        return
+    expected = {
+        "qk_layernorm": True,
+        "clip_qkv": None,
+        "moe_router_enable_expert_bias": False,
+        "shared_expert_intermediate_size": None,
+        "partial_rotary_factor": 1,
+        "moe_layer_freq": [1] * config.num_hidden_layers,
+    }
+    for name, value in expected.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"`{name}` must be {value!r} for a GGUF file, got {getattr(config, name)!r}: llama.cpp's llada-moe "
+                "does not compute that variant."
+            )
+
+
 def _tensors(config: Any, state_dict: dict[str, Tensor], weights: str) -> Iterator[tuple[str, np.ndarray, Any]]:
     """Name, data and type of every tensor; a tied head is left out, for llama.cpp then takes the embedding."""
     import gguf
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLADA, config.n_layers)
+    names = gguf.get_tensor_name_map(_architecture(config), config.n_layers)
     num_heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
+    if has_experts(config):  # whose rotary embedding is ours
+        num_heads, state_dict = {}, _stacked_experts(state_dict)
     for name, tensor in state_dict.items():
-        if config.weight_tying and name == HEAD_NAME:
+        if config.weight_tying and name == HEAD_NAME and not has_experts(config):
             continue
         projection = name.split(".")[-2]
         if projection in num_heads:
@@ -217,6 +262,23 @@ def _tensors(config: Any, state_dict: dict[str, Tensor], weights: str) -> Iterat
         new_name = names.get_name(name, try_suffixes=(".weight",))
         assert new_name is not None, name  # the map knows every tensor of a LLaDA
         yield new_name, *_encode(tensor.to(torch.float32).numpy(), weights)
+
+
+def _stacked_experts(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Released names, and one tensor for each of the three matrices of a layer's experts; [experts, rows, columns]."""
+    stacks: dict[str, Any] = {}
+    for name, tensor in state_dict.items():
+        stored = name_in_file(name)
+        if ".mlp.experts." not in name:
+            stacks[stored] = tensor
+        elif name.endswith("gate_up_proj"):
+            stem = stored.removesuffix("gate_up_proj")
+            stacks[f"{stem}gate_proj.weight"], stacks[f"{stem}up_proj.weight"] = tensor.chunk(2, dim=1)
+        elif name.endswith("down_proj"):
+            stacks[f"{stored}.weight"] = tensor
+        else:  # transformers 4 keeps experts apart
+            stacks.setdefault(_EXPERT.sub(".", stored), []).append(tensor)
+    return {name: torch.stack(part) if isinstance(part, list) else part for name, part in stacks.items()}
 
 
 def _encode(array: np.ndarray, weights: str) -> tuple[np.ndarray, Any]:

@@ -63,6 +63,8 @@ class Checkpoint:
             ValueError: if the tokenizer is not the model's.
         """
         prepare_tokenizer(tokenizer, missing="spell_out")
+        if model.config.mask_token_id is None:  # no released config of the relatives names it
+            model.config.mask_token_id = tokenizer.mask_token_id
         check_tokenizer(tokenizer, model.config)
         return cls(model.eval(), tokenizer, complete_options(model.generation_config, tokenizer))
 
@@ -206,6 +208,11 @@ def model_class_of(config: dict[str, Any]) -> Any:
     named = [MODEL_CLASSES[name] for name in names if name in MODEL_CLASSES] if isinstance(names, list) else []
     by_type = {"llada": LLaDAModelLM, "illada": ILLaDAForCausalLM}
     return named[0] if named else by_type.get(str(config.get("model_type")))
+
+
+def model_class_for(config: Any) -> Any:
+    """Return the installed class of the model that a config makes."""
+    return next(one for one in MODEL_CLASSES.values() if one.config_class.__name__ == type(config).__name__)
 
 
 def is_exported(folder: str | Path) -> bool:

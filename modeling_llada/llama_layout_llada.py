@@ -169,16 +169,28 @@ def register_rules(class_name: str, expert_rules: list[Any]) -> None:
 def stored_shapes(model: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name every tensor of a model as files do, with its shape; stacked experts are one tensor each."""
     for name, tensor in model.state_dict().items():
-        *_, last = name.split(".")
-        if ".mlp.experts." not in name or last == "weight":
+        parts = expert_parts(name)
+        if not parts:
             yield name_in_file(name), tuple(tensor.shape)
             continue
-        parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
         num_experts, rows, columns = tensor.shape
         for expert in range(num_experts):
             for part in parts:
-                stored = name_in_file(name.removesuffix(last)) + f"{expert}.{part}.weight"
-                yield stored, (rows // len(parts), columns)
+                yield part.format(expert), (rows // len(parts), columns)
+
+
+def expert_parts(name: str) -> tuple[str, ...]:
+    """For a stack of experts, the names of its parts in a file, `{}` being the expert; for other tensors nothing.
+
+    Example:
+        >>> expert_parts("model.transformer.blocks.3.mlp.experts.down_proj")
+        ('model.layers.3.mlp.experts.{}.down_proj.weight',)
+    """
+    start, _, last = name.rpartition(".")
+    if not start.endswith(".mlp.experts"):
+        return ()
+    parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
+    return tuple(name_in_file(f"{start}.") + "{}." + f"{part}.weight" for part in parts)
 
 
 def check_files(model: Any, files: list[str]) -> None:
