@@ -26,7 +26,7 @@ _WEIGHTS = {
 PUBLISHED = (
     "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja",
-    "*_llada.py", "LICENSE*", "NOTICE*", "README.md", "training_log.jsonl", "*.png",
+    "*_*llada*.py", "LICENSE*", "NOTICE*", "README.md", "training_log.jsonl", "*.png",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llada_checkpoints import BUNDLED_MODEL
 from modeling_llada import ILLaDAForCausalLM, LLaDAGenerationConfig, LLaDAModelLM, LLaDAMoEModelLM
-from modeling_llada.configuration_llada import MODEL_TYPES
+from modeling_llada.configuration_llada import MODEL_TYPES, RELATIVES
 
 from .host import avoid_broken_amx
 from .hub import hub_errors, local_folder
@@ -205,9 +205,10 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
 def model_class_of(config: dict[str, Any]) -> Any:
     """Return the class of the model that the fields of a config.json describe; None if it is none of LLaDA's kinds."""
     names = config.get("architectures")
-    named = [MODEL_CLASSES[name] for name in names if name in MODEL_CLASSES] if isinstance(names, list) else []
-    by_type = {"llada": LLaDAModelLM, "illada": ILLaDAForCausalLM}
-    return named[0] if named else by_type.get(str(config.get("model_type")))
+    for name in names if isinstance(names, list) else ():
+        if name in RELATIVES:
+            return MODEL_CLASSES[name]
+    return {"llada": LLaDAModelLM, "illada": ILLaDAForCausalLM}.get(str(config.get("model_type")))
 
 
 def model_class_for(config: Any) -> Any:

@@ -6,7 +6,7 @@ AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM build these
 import transformers
 
 from .configuration_llada import LLaDAConfig
-from .configuration_relatives import ILLaDAConfig, LLaDAMoEConfig
+from .configuration_llada_relatives import ILLaDAConfig, LLaDAMoEConfig
 from .continuous_batching_llada import LLaDAAnswer, generate_many
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationOutput

@@ -7,7 +7,7 @@ import math
 
 from torch import nn
 
-from .configuration_relatives import ILLaDAConfig
+from .configuration_llada_relatives import ILLaDAConfig
 from .llama_layout_llada import LlamaLayoutMixin, RelativeBlock
 from .modeling_llada import LLaDAModel, LLaDAModelLM, LLaDAPreTrainedModel
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from .configuration_relatives import LLaDAMoEConfig
+from .configuration_llada_relatives import LLaDAMoEConfig
 from .llama_layout_llada import CONVERTS_BY_RULES, LlamaLayoutMixin, RelativeBlock, rotate_in_dtype
 from .modeling_llada import LLaDAModel, LLaDAModelLM, LLaDAPreTrainedModel, LLaDARMSNorm
 

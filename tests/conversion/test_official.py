@@ -322,9 +322,9 @@ DAMAGES = {
     "Llama": (
         "mha",
         config(model_type="llama"),
-        r"`model_type` must be 'llada', got 'llama'; .*convert autoregressive",
+        r"`model_type` must be 'llada' or 'illada', got 'llama'; .*convert autoregressive",
     ),
-    "MoE": ("mha", config(architectures=["LLaDAMoEModelLM"]), "is a LLaDA-MoE checkpoint"),
+    "MoE": ("mha", config(architectures=["LLaDAMoEModelLM"]), r"do not fit its config.json: .* And \d+ more\."),
     "biases": ("mha", config(include_bias=True), "`include_bias` must be False"),
     "other sizes": ("mha", config(n_layers=3), r"`model\.transformer\.blocks\.2\.q_proj\.weight` is missing\."),
 }

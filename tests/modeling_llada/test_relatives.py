@@ -16,12 +16,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from modeling_llada import ILLaDAConfig, ILLaDAForCausalLM, LLaDAConfig, LLaDAModelLM, LLaDAMoEConfig, LLaDAMoEModelLM
 from modeling_llada.llama_layout_llada import NAMES, name_in_file, name_in_memory
 from modeling_llada.modeling_llada_moe import ListedExperts, StackedExperts
+from tests.family import FAMILY, KINDS
 from tests.helpers import CODE_FILES, REFERENCE, other_python, run_stranger
 
-FAMILY = REFERENCE / "family"
-KINDS = ("illada", "moe", "moe_variant")
 TOLERANCE = 1e-4
-RELATIVE_FILES = CODE_FILES | {"configuration_relatives.py", "llama_layout_llada.py"}
+RELATIVE_FILES = CODE_FILES | {"configuration_llada_relatives.py", "llama_layout_llada.py"}
 MOE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

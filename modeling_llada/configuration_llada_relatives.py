@@ -107,7 +107,7 @@ class ILLaDAConfig(RelativeConfig):
     model_type = "illada"
     attribute_map = {**ATTRIBUTE_MAP, "mlp_hidden_size": "intermediate_size"}
     code_map = {
-        "AutoConfig": "configuration_relatives.ILLaDAConfig",
+        "AutoConfig": "configuration_llada_relatives.ILLaDAConfig",
         "AutoModel": "modeling_illada.ILLaDAForCausalLM",
         "AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM",
         "AutoModelForMaskedLM": "modeling_illada.ILLaDAForCausalLM",
@@ -205,7 +205,7 @@ class LLaDAMoEConfig(RelativeConfig):
     model_type = "llada"
     attribute_map = {**ATTRIBUTE_MAP, "mlp_hidden_size": "dense_intermediate_size"}
     code_map = {
-        "AutoConfig": "configuration_relatives.LLaDAMoEConfig",
+        "AutoConfig": "configuration_llada_relatives.LLaDAMoEConfig",
         "AutoModel": "modeling_llada_moe.LLaDAMoEModelLM",
         "AutoModelForCausalLM": "modeling_llada_moe.LLaDAMoEModelLM",
         "AutoModelForMaskedLM": "modeling_llada_moe.LLaDAMoEModelLM",
