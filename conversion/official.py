@@ -159,11 +159,11 @@ def check_tensors(folder: Path, config: Any, tensors: dict[str, StoredTensor]) -
             problems.append(f"`{name}` is of type {found[name].dtype}, not {', '.join(_FLOAT_TYPES)}.")
     if not problems and config.weight_tying and head in expected and not _same_bytes(found[head], found[embedding]):
         problems.append(f"`{head}` differs from `{embedding}`, but config.json ties them (`tie_word_embeddings`).")
-    more = f" And {len(problems) - 20} more." if len(problems) > 20 else ""
     if problems:
+        listed = " ".join(problems[:20]) + (f" And {len(problems) - 20} more." if len(problems) > 20 else "")
         raise ValueError(
-            f"The weights of `{folder}` do not fit its config.json: {' '.join(problems[:20])}{more} Use the config.json "
-            "that belongs to these weights, or download both again."
+            f"The weights of `{folder}` do not fit its config.json: {listed} Use the config.json that belongs to these "
+            "weights, or download both again."
         )
 
 
