@@ -297,6 +297,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read and not be written
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is not valid JSON: {error}") from None
     if not isinstance(found, dict):

@@ -362,6 +362,7 @@ def test_results_are_read_from_any_of_three_kinds_of_file(tmp_path) -> None:
     [
         ("r.json", "{", "is not valid JSON"),
         ("r.json", "[" * 100_000, "is not valid JSON"),
+        ("r.json", r'{"\ud800": 0.5}', "is not valid JSON: .*surrogates not allowed"),
         ("r.json", "[1]", "must hold a JSON object, got list"),
         ("r.json", "{}", "must hold numbers of an evaluation, got none"),
         ("r.json", '{"results": null}', r"`results` in `.*r\.json` must map tasks to their metrics; pass an lm-eval"),
