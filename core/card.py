@@ -133,8 +133,9 @@ def _joined(*lists: Names) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    """Spell a value so that it stays in its cell of a table: on one line, with its bars escaped."""
-    return " ".join(str(value).split()).replace("|", r"\|")
+    """Spell a value so that it stays in its cell of a table: on one line, its bars escaped, and no half characters."""
+    text = str(value).encode("utf-8", "replace").decode("utf-8")
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _is_on_hub(name: Optional[str]) -> bool:

@@ -143,12 +143,13 @@ def test_facts_that_a_card_cannot_hold_are_named(facts, message) -> None:
 
 def test_a_measure_with_bars_and_line_breaks_stays_in_its_cell(tmp_path) -> None:
     (tmp_path / "odd.json").write_text(json.dumps({"results": {"a|b\n## Title": {"acc\n---\nlicense: gpl": 0.5}}}))
-    (tmp_path / "r.yaml").write_text('"learning|rate": "a|b"\nnote: "one\\n| two |"\n')
+    (tmp_path / "r.yaml").write_text('"learning|rate": "a|b"\nnote: "one\\n| two |"\nhalf: "x\\uD800"\n')
     facts = CardFacts(license="mit", results=(tmp_path / "odd.json",), recipe=tmp_path / "r.yaml")
     card = ModelCard(publish(tmp_path, facts))
     assert card.data.license == "mit"
     assert r"| a\|b ## Title: acc --- license: gpl | 0.5 |" in card.text.splitlines()
     assert r"| `learning\|rate` | a\|b |" in card.text.splitlines()
+    assert "| `half` | x? |" in card.text.splitlines()
     assert r"| `note` | one \| two \| |" in card.text.splitlines()
 
 
