@@ -486,6 +486,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(recipe, default=str, skipkeys=True)  # an alias can make a list hold itself
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"The recipe `{path}` is not valid YAML: {error}") from None
     if not isinstance(recipe, dict):

@@ -390,6 +390,7 @@ def test_a_file_that_holds_no_results_is_refused(name, text, message, tmp_path) 
     [
         ("a: [", "is not valid YAML"),
         ("a: !!python/name:os.system", "is not valid YAML"),
+        ("a: &x [*x]", "is not valid YAML: Circular reference"),
         ("- a", "must map options to values, got list"),
         ("5: a", "must be names, got 5; put it in quotes"),
         ("null: a", "must be names, got None"),
