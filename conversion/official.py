@@ -77,8 +77,8 @@ def convert_official(
         The folder.
 
     Raises:
-        ValueError: for another architecture, weights that do not fit the config (all are listed), damaged files, and
-            a tokenizer that does not fit.
+        ValueError: for another architecture, weights that do not fit the config (all are listed), damaged files, a
+            tokenizer that does not fit, and licence texts that are links out of the folder.
         OSError: for a source that is not there, a target that is, a full disk, and what the Hub refuses.
     """
     if layout not in LAYOUTS:
@@ -89,6 +89,7 @@ def convert_official(
     check_target(target, force, source=folder)
     tensors = stored_tensors(folder)
     check_tensors(folder, config, tensors)
+    licence_texts(folder)  # a link is refused before gigabytes are copied
     if link and any(LAYOUTS[layout](name) != name for name in tensors):
         raise ValueError(f"`link` cannot rename, but `{folder}` is not in layout={layout!r} already; leave it out.")
     check_space(target, 0 if link else sum(path.stat().st_size for path in weight_files(folder)))
