@@ -241,6 +241,12 @@ class LLaDAConfig(PretrainedConfig):
         self._drop_default_ids()
         self._check_token_ids()
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        # An embedding of the vocabulary's size keeps it; the model is built with `embedding_size` rows.
+        if key == "vocab_size" and self.__dict__.get("embedding_size") == self.__dict__.get("vocab_size"):
+            super().__setattr__("embedding_size", value)
+        super().__setattr__(key, value)
+
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
