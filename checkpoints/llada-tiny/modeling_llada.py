@@ -241,7 +241,7 @@ class LLaDAPreTrainedModel(PreTrainedModel):
         if getattr(distributed_config, "pp_size", 1) not in (None, 1):
             raise ValueError(
                 f"`pp_size` must be 1, got {distributed_config.pp_size}: transformers splits only models with Llama's "
-                "module names into stages; pass `tp_size` or `fsdp_size`, or load with `device_map=\"auto\"`."
+                'module names into stages; pass `tp_size` or `fsdp_size`, or load with `device_map="auto"`.'
             )
         return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
