@@ -235,13 +235,20 @@ class LLaDAPreTrainedModel(PreTrainedModel):
         """Split a model over processes as transformers 5 does.
 
         Raises:
-            ValueError: for several stages. transformers looks for layers and heads under Llama's names, and has every
-                stage return the logits of all positions.
+            ValueError: for several stages, because transformers looks for layers and head under Llama's names and has
+                every stage return the logits of all positions; and for heads that the processes cannot share evenly.
         """
-        if getattr(distributed_config, "pp_size", 1) not in (None, 1):
+        sizes = {name: getattr(distributed_config, name, None) or 1 for name in ("pp_size", "tp_size")}
+        if sizes["pp_size"] > 1:
             raise ValueError(
-                f"`pp_size` must be 1, got {distributed_config.pp_size}: transformers splits only models with Llama's "
-                'module names into stages; pass `tp_size` or `fsdp_size`, or load with `device_map="auto"`.'
+                f"`pp_size` must be 1, got {sizes['pp_size']}: transformers splits only models with Llama's module "
+                'names into stages; pass `tp_size` or `fsdp_size`, or load with `device_map="auto"`.'
+            )
+        has_own_plan = isinstance(getattr(distributed_config, "tp_plan", None), dict)
+        if model.config.n_kv_heads % sizes["tp_size"] and not has_own_plan:
+            raise ValueError(
+                f"`tp_size` must divide `n_kv_heads` ({model.config.n_kv_heads}), got {sizes['tp_size']}; use a "
+                "divisor, or `fsdp_size`."
             )
         return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 

@@ -76,10 +76,14 @@ def test_the_pipeline_plan_leads_from_the_ids_to_the_logits_by_the_names_of_forw
 
 
 @pytest.mark.newest_only
-def test_a_split_into_stages_that_transformers_cannot_make_is_refused_by_name() -> None:
+def test_a_split_that_cannot_be_made_is_refused_by_name() -> None:
     from transformers.distributed import DistributedConfig
 
     model = LLaDAModelLM(LLaDAConfig(**SMALL))
     with pytest.raises(ValueError, match=r"`pp_size` must be 1, got 2: .*pass `tp_size`"):
         LLaDAModelLM.maybe_distribute_model(model, DistributedConfig(pp_size=2), None)
-    assert LLaDAModelLM.maybe_distribute_model(model, DistributedConfig(), None) is model
+    with pytest.raises(ValueError, match=r"`tp_size` must divide `n_kv_heads` \(2\), got 4; use a divisor"):
+        LLaDAModelLM.maybe_distribute_model(model, DistributedConfig(tp_size=4), None)
+    own_plan = DistributedConfig(tp_size=4, tp_plan={"model.transformer.blocks.*.k_proj": "colwise_gather_output"})
+    for possible in (DistributedConfig(), DistributedConfig(tp_size=2), own_plan, None):
+        assert LLaDAModelLM.maybe_distribute_model(model, possible, None) is model
