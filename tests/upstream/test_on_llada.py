@@ -78,7 +78,7 @@ class LLaDATester:
         return config, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def tests_of(cases: type, start: str) -> list[str]:
+def names_of(cases: type, start: str) -> list[str]:
     """The tests of a class whose names begin so; the originals of parametrized ones are None."""
     return [name for name in dir(cases) if name.startswith(start) and callable(getattr(cases, name))]
 
@@ -87,7 +87,7 @@ def mark_expected_failures(cases: type) -> type:
     """Mark the tests of a class that `EXPECTED_FAILURES` names."""
     for start, (error, reason) in EXPECTED_FAILURES.items():
         mark = pytest.mark.xfail(strict=True, raises=error, reason=reason)
-        for name in tests_of(cases, start):
+        for name in names_of(cases, start):
             setattr(cases, name, mark(getattr(cases, name)))
     return cases
 
@@ -146,4 +146,4 @@ class TestTied(ModelTests, unittest.TestCase):
 
 @pytest.mark.parametrize("start", EXPECTED_FAILURES)
 def test_every_expected_failure_is_a_test_of_transformers(start) -> None:
-    assert tests_of(TestUntied, start)
+    assert names_of(TestUntied, start)
