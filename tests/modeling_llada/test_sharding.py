@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 def test_two_processes_compute_what_one_computes(folder, checkpoint, sharding) -> None:
     results = torch.load(folder / "results.pt", weights_only=False)[checkpoint, sharding]
     expected = computed_by(LLaDAModelLM.from_pretrained(folder / checkpoint, dtype=torch.float32).eval())
-    assert len(expected) == 1 + 3 * 2 + 1 + (1 + 2 * 9 + 1 + (checkpoint == "untied"))
+    assert len(expected) == 1 + 3 * 2 + 1 + 1 + (1 + 2 * 9 + 1 + (checkpoint == "untied"))
     for name, value in expected.items():
         if name.startswith("tokens"):
             assert torch.equal(results[name], value), name
@@ -52,6 +52,16 @@ def test_two_processes_compute_what_one_computes(folder, checkpoint, sharding) -
     vocabulary = {"wte": 100 * 32 // 2, "ff_out": 100 * 32 // 2} if SPLITS_VOCABULARY else {}
     assert results["numbers here"] == {"blocks.0.q_proj": 32 * 32 // 2, **vocabulary}
     assert results["blocks"] == {"FSDPLLaDABlock" if sharding == "FSDP2" else "LLaDABlock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_two_processes_save_the_weights_of_the_whole_model(folder, checkpoint, sharding) -> None:
+    expected = LLaDAModelLM.from_pretrained(folder / checkpoint, dtype=torch.float32).state_dict()
+    saved = LLaDAModelLM.from_pretrained(folder / sharding / checkpoint, dtype=torch.float32).state_dict()
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in saved.items())
 
 
 def test_every_rule_of_a_plan_names_modules_of_the_model() -> None:

@@ -25,7 +25,10 @@ MASK = 99
 
 
 def computed_by(model: LLaDAModelLM) -> dict[str, Tensor]:
-    """Logits of a padded batch, tokens for every cache, packed and not, and loss and gradients of a training step."""
+    """Logits of a padded batch, tokens for every cache, packed and not, and loss and gradients of a training step.
+
+    Tokens are those of `generate`, and of `infill` without a cache.
+    """
     ids = torch.randint(1, 90, (2, 10), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
@@ -37,6 +40,7 @@ def computed_by(model: LLaDAModelLM) -> dict[str, Tensor]:
         for pack in (None, False):
             name = f"tokens, cache {cache}, pack_weights={pack}"
             results[name] = model.generate(ids, cache=cache, pack_weights=pack, **options)
+    results["tokens, infill"] = model.infill(noisy, attention_mask=mask)
     loss = model(noisy, mask, labels=ids).loss
     loss.backward()
     results["loss"] = loss.detach()
@@ -61,6 +65,7 @@ def main(folder: Path) -> None:
     for checkpoint in CHECKPOINTS:
         for sharding, options in SHARDINGS.items():
             model = sharded(folder / checkpoint, options)
+            model.save_pretrained(folder / sharding / checkpoint, is_main_process=torch.distributed.get_rank() == 0)
             weights = {
                 name: model.get_submodule(f"model.transformer.{name}").weight
                 for name in ("wte", "blocks.0.q_proj", "ff_out")
