@@ -165,7 +165,8 @@ class LLaDAConfig(PretrainedConfig):
         "tie_word_embeddings": "weight_tying",
         "hidden_act": "activation_type",
     }
-    # How transformers splits the modules of `LLaDAModel` over devices: within a layer, and by whole parameters.
+    # How the modules of `LLaDAModel` are split over devices: within a layer, by whole parameters, and into stages, as
+    # module -> (inputs, outputs). transformers itself does not make stages by them yet.
     base_model_tp_plan = {
         "transformer.blocks.*.q_proj": "colwise",
         "transformer.blocks.*.k_proj": "colwise",
@@ -180,6 +181,11 @@ class LLaDAConfig(PretrainedConfig):
         "transformer.wte": "free_full_weight",
         "transformer.blocks.*": "free_full_weight",
         "transformer.ln_f": "keep_full_weight",
+    }
+    base_model_pp_plan = {
+        "transformer.wte": (["input_ids"], ["inputs_embeds"]),
+        "transformer.blocks": (["hidden_states", "rotary", "attention_mask"], ["hidden_states"]),
+        "transformer.ln_f": (["hidden_states"], ["hidden_states"]),
     }
 
     def __init__(
@@ -240,6 +246,12 @@ class LLaDAConfig(PretrainedConfig):
         self._check_sizes()
         self._drop_default_ids()
         self._check_token_ids()
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # An embedding of the vocabulary's size keeps it; the model is built with `embedding_size` rows.
+        if key == "vocab_size" and self.__dict__.get("embedding_size") == self.__dict__.get("vocab_size"):
+            super().__setattr__("embedding_size", value)
+        super().__setattr__(key, value)
 
     @classmethod
     def get_config_dict(

@@ -230,6 +230,28 @@ class LLaDAPreTrainedModel(PreTrainedModel):
         self.config.embedding_size = embeddings.num_embeddings
         return embeddings
 
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Split a model over processes as transformers 5 does.
+
+        Raises:
+            ValueError: for several stages, because transformers looks for layers and head under Llama's names and has
+                every stage return the logits of all positions; and for heads that the processes cannot share evenly.
+        """
+        sizes = {name: getattr(distributed_config, name, None) or 1 for name in ("pp_size", "tp_size")}
+        if sizes["pp_size"] > 1:
+            raise ValueError(
+                f"`pp_size` must be 1, got {sizes['pp_size']}: transformers splits only models with Llama's module "
+                'names into stages; pass `tp_size` or `fsdp_size`, or load with `device_map="auto"`.'
+            )
+        has_own_plan = isinstance(getattr(distributed_config, "tp_plan", None), dict)
+        if model.config.n_kv_heads % sizes["tp_size"] and not has_own_plan:
+            raise ValueError(
+                f"`tp_size` must divide `n_kv_heads` ({model.config.n_kv_heads}), got {sizes['tp_size']}; use a "
+                "divisor, or `fsdp_size`."
+            )
+        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
+
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the weights of one module by `config.init_fn`.
 
@@ -424,8 +446,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     # As a method; the function takes any model that generates.
     generate_many = generate_many
     _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
-    # The rest is `LLaDAConfig.base_model_tp_plan`.
+    # The rest is `LLaDAConfig.base_model_tp_plan` and `base_model_pp_plan`.
     _tp_plan = {"model.transformer.ff_out": "colwise_gather_output"} if SPLITS_VOCABULARY else None
+    _pp_plan = {"model.transformer.ff_out": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
