@@ -276,7 +276,12 @@ class LLaDAConfig(PretrainedConfig):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
-        return read_json_object(json_file)
+        # transformers has its own error, an OSError, for what is not JSON.
+        try:
+            fields = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            fields = None
+        return fields if isinstance(fields, dict) else read_json_object(json_file)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, under the official names and those of `DICTIONARY_NAMES`."""
