@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import modeling_llada.modeling_llada as modeling
 from llada_core.digests import file_digest
 from llada_core.hub import fetch_checkpoint
-from llada_core.loading import check_tokenizer, complete_options, load_tokenizer
+from llada_core.loading import check_files, check_tokenizer, complete_options, load_tokenizer
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
@@ -87,6 +87,7 @@ def convert_official(
     config = read_config(fetch_checkpoint(source, revision, files=("config.json",)))  # before weights are downloaded
     folder = fetch_checkpoint(source, revision)
     check_target(target, force, source=folder)
+    check_files(str(source), folder)
     tensors = stored_tensors(folder)
     check_tensors(folder, config, tensors)
     licence_texts(folder)  # a link is refused before gigabytes are copied
@@ -105,9 +106,10 @@ def read_config(folder: Path) -> LLaDAConfig:
     """Read the config of a dense LLaDA.
 
     Raises:
-        ValueError: for another `model_type`, for LLaDA-MoE, and for what `LLaDAConfig` refuses.
+        ValueError: for another `model_type`, for LLaDA-MoE, for what `LLaDAConfig` refuses, and as `check_files`.
         OSError: if there is none.
     """
+    check_files(str(folder), folder)
     fields, _ = LLaDAConfig.get_config_dict(folder)
     if fields.get("model_type") != LLaDAConfig.model_type:
         raise ValueError(
