@@ -42,6 +42,7 @@ HUB_ORDER = [
     "cache_llada",
     "prepacking_llada",
     "generation_config_llada",
+    "canvas_llada",
     "generation_llada",
     "continuous_batching_llada",
     "modeling_llada",

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from .canvas_llada import Block, Canvas, answer_blocks, check_prompt, read_ids
 from .generation_config_llada import LLaDAGenerationConfig
-from .generation_llada import Block, Canvas, answer_blocks, check_prompt, read_ids
 
 
 @dataclass(frozen=True)
