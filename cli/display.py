@@ -134,7 +134,8 @@ class CanvasStreamer(BaseStreamer):
         self._live.stop()
 
     def put(self, value: Any) -> None:
-        """Receive the prompt first, then each finished block; int64 [batch, length]."""
+        """Receive the prompt first, then each finished block; int64 [batch, length], or [length] for one row."""
+        value = value[None] if value.dim() == 1 else value
         rows = value.tolist()
         if self._finished is None:
             self._finished = [[] for _ in rows]
@@ -154,6 +155,8 @@ class CanvasStreamer(BaseStreamer):
     def end(self) -> None:
         """Draw the finished canvas, without highlights."""
         if self._draft is not None:
+            if self.prompts and self._finished is not None:
+                self._draft = self._draft[:, :0]  # all that belongs to the answer was put
             self._show(is_final=True)
 
     def _show(self, is_final: bool) -> None:

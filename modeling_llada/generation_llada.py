@@ -7,7 +7,7 @@ Shape legend: B rows of the call, R rows that take part in the next pass, T canv
 V vocabulary.
 """
 
-import functools
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from typing import Any, NoReturn, Optional, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import CompileConfig, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput, logging
 
 from .cache_llada import WindowPolicy
-from .canvas_llada import Block, Canvas, Reporter, answer_blocks, check_prompt, make_blocks, read_ids
-from .generation_config_llada import LLaDAGenerationConfig
+from .canvas_llada import Block, Canvas, Reporter, answer_blocks, check_prompt, make_blocks, read_ids, repeat_rows
+from .constraints_llada import CONSTRAINTS, Constraints, cut_at_texts, sampling_warpers
+from .generation_config_llada import OF_ANSWERS, LLaDAGenerationConfig
 from .unmasking_llada import (
     Generators,
     Proposer,
@@ -81,11 +81,13 @@ class LLaDAGenerationMixin(GenerationMixin):
     ) -> LLaDAGenerationConfig:
         """The options of one call: `options` over `generation_config` over the model's own, checked and completed.
 
-        What every caller of transformers may pass is taken: `tokenizer` (not needed), `use_cache` (`True` is ignored
-        with a warning), and arguments that are not supported with a value that changes nothing, such as `num_beams=1`.
+        What every caller of transformers may pass is taken: `tokenizer` (needed for `stop_strings` only), `use_cache`
+        (`True` is ignored with a warning), and arguments that are not supported with a value that changes nothing, such
+        as `num_beams=1`.
 
         Raises:
-            ValueError: as `LLaDAGenerationConfig.completed`, and for a model whose soft prompt would be ignored.
+            ValueError: as `LLaDAGenerationConfig.completed`, for stop strings without a tokenizer, and for a model
+                whose soft prompt would be ignored.
         """
         owner = getattr(self.prepare_inputs_for_generation, "__self__", self)
         if owner is not self:
@@ -99,11 +101,14 @@ class LLaDAGenerationMixin(GenerationMixin):
                 "`use_cache=True` has no meaning for masked diffusion and is not used; the option `cache` keeps keys "
                 "and values."
             )
+        tokenizer = options.get("tokenizer")
         options = {name: value for name, value in options.items() if name not in ("tokenizer", "use_cache")}
         config = self.generation_config
         if generation_config is not None:
             config = LLaDAGenerationConfig.from_generation_config(generation_config)
         config = config.completed(self.config, **options)
+        if config.stop_strings and tokenizer is None:
+            raise ValueError("`stop_strings` needs the model's tokenizer, got None; pass `tokenizer=tokenizer`.")
         if config.max_new_tokens is None:
             config.suffix_window = 0  # the canvas grows block by block
         if config.compile:
@@ -121,6 +126,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         streamer: Optional[Any] = None,
         generator: Generators = None,
         inputs: Optional[Tensor] = None,
+        tokenizer: Optional[Any] = None,
         **options: Any,
     ) -> Union[Tensor, LLaDAGenerationOutput]:
         """Answer prompts: append a canvas of masks and fill it block by block, the most confident tokens first.
@@ -144,22 +150,26 @@ class LLaDAGenerationMixin(GenerationMixin):
             stopping_criteria: called after every block as (ids up to the block's end [active rows, length], None);
                 a row for which one is true ends there.
             streamer: `put(prompt)` first, `put_draft(unfinished part of the canvas)` after every step if it has that
-                method (transformers' `TextDiffusionStreamer`), `put(block)` for every finished block, `end()`.
-            generator: source of all draws. A list with one generator per row makes a row's draws independent of its
-                neighbours, so that a batch equals its rows run alone.
+                method (transformers' `TextDiffusionStreamer`), `put(block)` for every finished block, `end()`. One row
+                is put without padding and up to its end, int64 [length]; several rows int64 [batch, length]. Drafts are
+                int64 [batch, length], or `logits=` float32 [batch, length, vocab] for a streamer with `_takes_logits`:
+                those of the scored positions, and certainty of what stands elsewhere.
+            generator: source of all draws. A list with one generator per row of the result makes a row's draws
+                independent of its neighbours, so that a batch equals its rows run alone.
             inputs: transformers' name of `input_ids`.
+            tokenizer: the model's; needed for `stop_strings`.
             options: any option of `LLaDAGenerationConfig`; see `prepare_options` for what else is taken.
 
         Returns:
-            Prompt and answer, padded after an end-of-text token, int64 [batch, prompt + max_new_tokens] (up to the last
-            block that was needed, if `max_new_tokens` is None); or a `LLaDAGenerationOutput`.
+            Prompt and answer, padded after a row's end; or a `LLaDAGenerationOutput`. int64 [batch *
+            num_return_sequences, seq], as long as the longest row, at most prompt + max_new_tokens.
 
         Raises:
             ValueError: for unknown or contradictory options, a prompt that is empty, holds masks (use `infill`) or
                 ids outside the vocabulary, a row of padding only, a required token id that is not set anywhere, and
                 logits that are not finite or leave nothing to choose.
 
-        Not handled: `num_return_sequences` (repeat the prompt) and beams.
+        Not handled: beams.
 
         Source: LLaDA (arXiv:2502.09992), Algorithms 4 and 5 and Eq. 16.
 
@@ -177,13 +187,15 @@ class LLaDAGenerationMixin(GenerationMixin):
         ```
         """
         # 1. Settle the options; check the prompt.
-        config = self.prepare_options(generation_config, options)
+        config = self.prepare_options(generation_config, {**options, "tokenizer": tokenizer})
         if stopping_criteria and config.pad_token_id is None:
             raise ValueError("`pad_token_id` is needed for `stopping_criteria`, to fill stopped rows; pass it.")
         if inputs is not None and input_ids is not None:
             raise ValueError("`inputs` and `input_ids` are the same argument; pass one of them.")
         input_ids = read_ids(input_ids if inputs is None else inputs, self.device)
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size)
+        if config.num_return_sequences not in (None, 1):
+            input_ids, attention_mask = repeat_rows(input_ids, attention_mask, config.num_return_sequences)
         # 2. Build the canvas: the prompts and the answer's blocks of masks.
         start = input_ids.shape[1]
         blocks = answer_blocks(config, start, self.config.max_sequence_length)
@@ -193,7 +205,7 @@ class LLaDAGenerationMixin(GenerationMixin):
             attention_mask = F.pad(attention_mask, (0, num_masks), value=True)
         canvas = Canvas(ids, config.mask_token_id, attention_mask, generator, answer_start=start)
         with self.prepacked_weights(config.pack_weights):
-            return self.denoise(canvas, blocks, config, logits_processor, stopping_criteria, streamer)
+            return self.denoise(canvas, blocks, config, logits_processor, stopping_criteria, streamer, tokenizer)
 
     def denoise(
         self,
@@ -203,21 +215,22 @@ class LLaDAGenerationMixin(GenerationMixin):
         logits_processor: Optional[LogitsProcessorList] = None,
         stopping_criteria: Optional[StoppingCriteriaList] = None,
         streamer: Optional[Any] = None,
+        tokenizer: Optional[Any] = None,
     ) -> Union[Tensor, LLaDAGenerationOutput]:
         """Fill the blocks of a canvas from left to right: steps 3 to 8 of `generate`, which explains the arguments."""
         # 3. Make the parts once.
         proposer, rule = make_proposer(self.proposer_class, config), config.commit_rule
-        windows = None
-        if config.cache != "none":
-            copies, frozen = 1 + (config.cfg_scale > 0), canvas.answer_start if config.freeze_prompt else 0
-            windows = WindowPolicy(config.cache, self.config.num_hidden_layers, config.refresh_interval, frozen, copies)
+        windows = None if config.cache == "none" else self._windows(canvas, config)
+        constraints = None
+        if any(getattr(config, name) for name in CONSTRAINTS):
+            constraints = Constraints(config, canvas.ids.device)
         processors = LogitsProcessorList(logits_processor or ())
         criteria = StoppingCriteriaList(stopping_criteria or ())
         reporter = None
         if streamer is not None or config.output_history:
             reporter = Reporter(canvas, streamer, config.output_history)
         eos_ids = torch.tensor(config.eos_token_ids, device=canvas.ids.device) if config.stop_at_eos else None
-        draw_width = min(config.block_length, config.max_new_tokens or config.block_length)
+        deadline = None if config.max_time is None else time.monotonic() + config.max_time
         for start, end, num_steps in blocks:
             step, is_masked = 0, canvas.start_block(start, end)
             while len(is_masked):
@@ -228,44 +241,54 @@ class LLaDAGenerationMixin(GenerationMixin):
                     steps_left = (num_steps if isinstance(num_steps, int) else num_steps[canvas.rows]) - step
                     at_least = schedule_share(is_masked.sum(-1), steps_left)
                 # 5. Run the model.
-                logits = self._score(canvas, config, windows, processors, is_masked, step, start, end)
+                logits = self._score(canvas, config, windows, is_masked, step, start, end)
+                if constraints is not None:
+                    logits = constraints(canvas, is_masked, start, logits)
+                if processors:
+                    logits = process(processors, canvas.ids[canvas.rows][is_masked.nonzero()[:, 0]], logits)
+                if reporter is not None and reporter.takes_logits:
+                    reporter.keep_logits(logits, is_masked, start)
                 # 6. Choose candidates, commit the most confident ones, mask again what is doubted.
-                candidate_draws = canvas.draw(is_masked, draw_width) if config.samples else None
-                order_draws = canvas.draw(is_masked, draw_width) if config.remasking == "random" else None
-                candidates, confidence, entropies = proposer(logits, candidate_draws, order_draws)
-                confidence = _on_grid(confidence, is_masked, -torch.inf)
-                is_committed = rule(confidence, at_least, _on_grid(entropies, is_masked, 0.0))
+                candidates, confidence, entropies = choose(proposer, logits, canvas, is_masked, config)
+                is_committed = rule(confidence, at_least, entropies)
                 block = canvas.commit(start, end, is_masked, candidates, is_committed)
                 is_masked, is_broken = is_masked ^ is_committed, confidence.isnan()
                 if config.remask_rate:
                     is_masked |= canvas.mask_again(start, end, is_committed, confidence, config.remask_rate, steps_left)
-                if config.freeze_prompt:
-                    windows.keep_prompt()
                 # 7. Let rows leave that have nothing left to do; report.
                 step += 1
                 is_masked, is_kept = canvas.end_pass(block, is_masked, is_broken, start, step, eos_ids, config)
                 if is_kept is not None and is_broken.any():
                     raise broken_logits(logits.dtype)
-                if windows is not None and is_kept is not None:
-                    windows.keep(is_kept)
+                if windows is not None:
+                    windows.end_pass(is_kept)
                 if reporter is not None:
                     reporter.step_done()
-            if reporter is not None:
-                reporter.block_done(end)
+                if deadline is not None and time.monotonic() >= deadline:
+                    canvas.stop_at_masks(is_masked, step, config.pad_token_id)
+                    break
+            if config.stop_strings and tokenizer is not None:
+                stop_at_texts(canvas, start, end, config, tokenizer)
             if criteria:
                 canvas.stop_rows(criteria, end, config.pad_token_id)
+            if reporter is not None:
+                reporter.block_done(end)
             if not canvas.is_alive.any():
                 break
-        # 8. Return the canvas; one that grows ends with the last block.
-        sequences = canvas.ids[:, :end] if config.max_new_tokens is None else canvas.ids
-        history = None if reporter is None else reporter.all_done()
+        # 8. Return the canvas up to the end of its longest row.
+        longest = int(canvas.ends.max())
+        history = None if reporter is None else reporter.all_done(longest)
         if not config.return_dict_in_generate:
-            return sequences
-        return LLaDAGenerationOutput(
-            sequences=sequences,
-            num_forward_passes=canvas.num_passes,
-            tokens_per_forward=canvas.num_committed / canvas.num_passes,
-            history=history,
+            return canvas.ids[:, :longest]
+        tokens_per_forward = canvas.num_committed / canvas.num_passes
+        return LLaDAGenerationOutput(canvas.ids[:, :longest], canvas.num_passes, tokens_per_forward, history)
+
+    def _windows(self, canvas: Canvas, config: LLaDAGenerationConfig) -> WindowPolicy:
+        """What decides which columns a pass computes."""
+        num_copies = 2 if config.cfg_scale > 0 else 1
+        num_frozen = canvas.answer_start if config.freeze_prompt else 0
+        return WindowPolicy(
+            config.cache, self.config.num_hidden_layers, config.refresh_interval, num_frozen, num_copies
         )
 
     @torch.no_grad()
@@ -288,8 +311,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         Args:
             input_ids: text with masks; integers [batch, seq], a tensor or lists of one length.
             attention_mask: nonzero at valid positions; [batch, seq]. None: no padding.
-            generation_config, logits_processor, generator, options: as for `generate`. The options `max_new_tokens`,
-                `max_length`, `stop_at_eos`, `freeze_prompt` and `suffix_window` have no meaning here and raise.
+            generation_config, logits_processor, generator, options: as for `generate`. Options about an answer as a
+                whole (`OF_ANSWERS`) have no meaning here and raise.
             streamer: as for `generate`; every draft is the whole text, and only the filled text is final.
 
         Returns:
@@ -298,15 +321,18 @@ class LLaDAGenerationMixin(GenerationMixin):
         Raises:
             ValueError: as `generate`, and if there is no mask token or nothing else.
         """
-        for name in ("max_new_tokens", "gen_length", "max_length", "stop_at_eos", "freeze_prompt", "suffix_window"):
+        for name in OF_ANSWERS:
             if name in options:
                 raise ValueError(f"`{name}` has no meaning for `infill`, which fills the given masks; leave it out.")
-        defaults: dict[str, Any] = {"stop_at_eos": False, "steps": None, "freeze_prompt": False, "suffix_window": None}
+        defaults: dict[str, Any] = {**dict.fromkeys(OF_ANSWERS), "stop_at_eos": False, "freeze_prompt": False}
+        del defaults["gen_length"]
         # A checkpoint whose answers grow sets no length; the text to be filled in has one.
-        defaults |= {"max_new_tokens": 1, "max_length": None}
+        defaults |= {"steps": None, "max_new_tokens": 1}
         config = self.prepare_options(generation_config, {**defaults, **options})
         input_ids = read_ids(input_ids, self.device)
         attention_mask = check_prompt(input_ids, attention_mask, config, self.config.embedding_size, holds_masks=True)
+        if config.num_return_sequences not in (None, 1):
+            input_ids, attention_mask = repeat_rows(input_ids, attention_mask, config.num_return_sequences)
         canvas = Canvas(input_ids, config.mask_token_id, attention_mask, generator)
         is_masked = input_ids == config.mask_token_id
         if attention_mask is not None:
@@ -338,13 +364,12 @@ class LLaDAGenerationMixin(GenerationMixin):
         canvas: "Canvas",
         config: LLaDAGenerationConfig,
         windows: Optional[WindowPolicy],
-        processors: LogitsProcessorList,
         is_masked: Tensor,
         step: int,
         start: int,
         end: int,
     ) -> Tensor:
-        """Logits of the block's masked positions, guided and processed; [num_scored, vocab]."""
+        """Logits of the block's masked positions, guided; [num_scored, vocab]."""
         rows, num_columns = canvas.rows, canvas.ids.shape[1]
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
@@ -366,45 +391,88 @@ class LLaDAGenerationMixin(GenerationMixin):
         inputs |= {"past_key_values": cache, "logits_window": (start - first, end - first)}
         if config.compile:
             # Selecting masked positions inside would give every step its own shape.
-            model_class: Any = type(self)
-            logits = compiled_forward(model_class)(self, **inputs).logits
+            compiled = self.__dict__.setdefault("_compiled_generation", CompiledCall())
+            logits = compiled.of(self, config.compile_config)(**inputs).logits
             logits = logits[is_scored[:, start - first : end - first]]
         else:
             logits = self(**inputs, logits_positions=is_scored).logits
         if config.cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, config.cfg_scale)
-        return process(processors, canvas.ids[rows][is_masked.nonzero()[:, 0]], logits) if processors else logits
+        return logits
 
 
-@functools.lru_cache
-def compiled_forward(model_class: Any) -> Callable:
-    """The compiled `forward` of a model class, to be called with the model; models of a class share its graphs."""
-    return torch.compile(model_class.forward)
+class CompiledCall:
+    """The compiled call of one model, kept among its attributes; copies and pickles of the model begin without it."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._call: Any = None
+
+    def of(self, model: Any, compile_config: Optional[CompileConfig]) -> Callable[..., Any]:
+        """What to call in place of the model; compiled again if its `forward` was replaced, as accelerate does."""
+        key = (model.__call__, model.forward, compile_config)
+        if self._key != key:
+            arguments = {} if compile_config is None else compile_config.to_dict()
+            self._key, self._call = key, torch.compile(model.__call__, **arguments)
+        return self._call
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return CompiledCall, ()
 
 
 def make_proposer(proposer_class: type[Proposer], config: LLaDAGenerationConfig) -> Proposer:
     """What turns logits into candidates and confidences under these options."""
-    warpers = LogitsProcessorList()
-    # The distribution to draw from: temperature, then top-k, then top-p, as transformers defines them.
-    if config.samples and config.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(config.temperature)))
-    if config.samples and config.top_k is not None:
-        warpers.append(TopKLogitsWarper(config.top_k))
-    if config.samples and config.top_p is not None and config.top_p < 1:
-        warpers.append(TopPLogitsWarper(config.top_p))
     return proposer_class(
         mask_token_id=config.mask_token_id,
         measure=config.remasking,
         needs_entropy=config.commit_rule.needs_entropy,
-        warp=warpers if config.samples else None,
+        warp=sampling_warpers(config) if config.samples else None,
         suppressed_ids=config.eos_token_ids if config.logits_eos_inf else (),
         last_ids=(*config.eos_token_ids, config.eot_token_id) if config.confidence_eos_eot_inf else (),
     )
 
 
-def _on_grid(values: Optional[Tensor], is_masked: Tensor, fill: float) -> Optional[Tensor]:
-    """Put values of the masked positions into [batch, block], `fill` elsewhere."""
-    if values is None:
-        return None
-    return torch.full(is_masked.shape, fill, dtype=values.dtype, device=values.device).masked_scatter(is_masked, values)
+def stop_at_texts(canvas: Canvas, start: int, end: int, config: LLaDAGenerationConfig, tokenizer: Any) -> None:
+    """Finish the rows whose answer, up to the end of a block, holds a stop string.
+
+    Args:
+        canvas: its rows may have ended in the block, after the string.
+        start, end: columns of the block.
+        config: gives the strings, and the padding.
+        tokenizer: the model's.
+    """
+    first = canvas.answer_start
+    for row, row_end in enumerate(canvas.ends.tolist()):
+        if row_end > start:
+            answer = canvas.ids[row, first : min(end, row_end)].tolist()
+            num_tokens = cut_at_texts(answer, start - first, config.stop_strings, tokenizer)
+            if num_tokens is not None:
+                ends = torch.tensor([first + num_tokens], device=canvas.ids.device)
+                canvas.finish(torch.tensor([row], device=canvas.ids.device), ends, config.pad_token_id)
+
+
+def choose(
+    proposer: Proposer, logits: Tensor, canvas: Canvas, is_masked: Tensor, config: LLaDAGenerationConfig
+) -> tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Candidates of a block's masked positions, and how sure they are.
+
+    Args:
+        proposer: see `make_proposer`.
+        logits: [num_scored, vocab]; may be overwritten.
+        canvas: gives the draws.
+        is_masked: bool [active, block].
+        config: says what is drawn.
+
+    Returns:
+        Candidates, int64 [num_scored]; confidences, -inf where nothing is masked, float32 [active, block]; entropies
+        in nats, 0 where nothing is masked, float32 [active, block], or None.
+    """
+    width = min(config.block_length, config.max_new_tokens or config.block_length)
+    candidate_draws = canvas.draw(is_masked, width) if config.samples else None
+    order_draws = canvas.draw(is_masked, width) if config.remasking == "random" else None
+    candidates, confidence, entropies = proposer(logits, candidate_draws, order_draws)
+    grid = torch.full(is_masked.shape, -torch.inf, dtype=confidence.dtype, device=confidence.device)
+    if entropies is not None:
+        entropies = torch.zeros_like(grid).masked_scatter(is_masked, entropies)
+    return candidates, grid.masked_scatter(is_masked, confidence), entropies

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from .cache_llada import BlockCache
 from .canvas_llada import Canvas  # noqa: F401 - transformers 4.57 copies only the files that this one names
 from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
+from .constraints_llada import Constraints  # noqa: F401 - likewise
 from .continuous_batching_llada import generate_many
 from .generation_config_llada import LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin

@@ -22,6 +22,7 @@ REFERENCE = ROOT / "tests" / "reference"
 CODE_FILES = {
     "cache_llada.py",
     "canvas_llada.py",
+    "constraints_llada.py",
     "configuration_llada.py",
     "continuous_batching_llada.py",
     "generation_config_llada.py",

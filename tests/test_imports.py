@@ -43,6 +43,7 @@ HUB_ORDER = [
     "prepacking_llada",
     "generation_config_llada",
     "canvas_llada",
+    "constraints_llada",
     "generation_llada",
     "continuous_batching_llada",
     "modeling_llada",

@@ -122,6 +122,15 @@ def check_prompt(
     return None if attention_mask.all() else attention_mask
 
 
+def repeat_rows(
+    input_ids: Tensor, attention_mask: Optional[Tensor], num_copies: int
+) -> tuple[Tensor, Optional[Tensor]]:
+    """Prompts and padding mask with every row `num_copies` times, copies next to each other; [batch * copies, seq]."""
+    if attention_mask is not None:
+        attention_mask = attention_mask.repeat_interleave(num_copies, 0)
+    return input_ids.repeat_interleave(num_copies, 0), attention_mask
+
+
 def answer_blocks(config: LLaDAGenerationConfig, prompt_length: int, max_sequence_length: int) -> list[Block]:
     """The blocks of an answer; the end of the last one is the length of prompt and canvas.
 
@@ -179,6 +188,7 @@ class Canvas:
     Attributes:
         rows: rows that take part in the next pass: all (a slice, so that indexing them is free), or int64 [active].
         is_alive: rows whose end has not been found; bool [batch].
+        ends: column after each row's last token, the canvas's end while the row is alive; int64 [batch].
         num_passes: passes of the model that each row took part in; int64 [batch]. Complete once the row leaves.
         num_committed: tokens committed in each row; int64 [batch]. Complete once the row leaves.
         confidence: of the tokens that the block's earlier steps committed, inf elsewhere; float32 [active, block]. Kept
@@ -210,6 +220,7 @@ class Canvas:
         self.is_given = ids != mask_token_id if is_given is None else is_given
         self.rows: Rows = slice(None)
         self.is_alive = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
+        self.ends = ids.new_full((ids.shape[0],), ids.shape[1])
         self.num_passes, self.num_committed = ids.new_zeros(ids.shape[0]), ids.new_zeros(ids.shape[0])
         self.confidence: Optional[Tensor] = None
 
@@ -350,6 +361,20 @@ class Canvas:
             rows = rows[criteria(self.ids[rows, :end], None)]
             self.finish(rows, torch.full_like(rows, end), pad_token_id)
 
+    def stop_at_masks(self, is_masked: Tensor, num_passes: int, pad_token_id: int) -> None:
+        """Finish all rows before their first mask.
+
+        Args:
+            is_masked: the block's masked positions of the rows that take part; bool [active, block].
+            num_passes: passes in the block so far.
+            pad_token_id: id of the padding.
+        """
+        self.num_passes[self.rows] += num_passes
+        self.num_committed[self.rows] -= is_masked.sum(-1)
+        rows = self.is_alive.nonzero()[:, 0]
+        is_mask = F.pad(self.ids[rows] == self.mask_token_id, (0, 1), value=True)
+        self.finish(rows, is_mask.int().argmax(-1), pad_token_id)
+
     def finish(self, rows: Tensor, ends: Tensor, pad_token_id: int) -> None:
         """Finish rows: what follows their end becomes padding.
 
@@ -361,43 +386,86 @@ class Canvas:
         is_after = torch.arange(self.ids.shape[1], device=self.ids.device) >= ends[:, None]
         self.ids[rows] = self.ids[rows].masked_fill(is_after, pad_token_id)
         self.is_alive[rows] = False
+        self.ends[rows] = ends
 
 
 class Reporter:
     """Tells a streamer what happens to the canvas, and keeps its history.
 
+    One row is streamed as transformers streams it: its tokens in one dimension, up to its end, without padding. Several
+    rows are streamed as columns of the canvas.
+
     Args:
         canvas: the canvas to report on.
         streamer: has `put` and `end`, and `put_draft` if it shows drafts; or None.
         keeps_history: whether to keep a copy of the canvas after every step.
+
+    Attributes:
+        takes_logits: whether the streamer asks for the logits of drafts in place of their tokens.
     """
 
     def __init__(self, canvas: Canvas, streamer: Optional[Any], keeps_history: bool):
         self.canvas = canvas
         self.streamer = streamer
+        self.takes_logits = hasattr(streamer, "put_draft") and getattr(streamer, "_takes_logits", False)
         self.history: Optional[list[Tensor]] = [canvas.ids.clone()] if keeps_history else None
         # An infilled text is final only as a whole.
         self.num_confirmed = canvas.answer_start or 0
+        self._scored: Optional[tuple[Tensor, Tensor]] = None
         if streamer is not None:
-            streamer.put(canvas.ids[:, : canvas.answer_start].cpu())
+            self._put(0, canvas.ids.shape[1] if canvas.answer_start is None else canvas.answer_start)
+
+    def keep_logits(self, logits: Tensor, is_masked: Tensor, start: int) -> None:
+        """Keep a pass's logits for its draft.
+
+        Args:
+            logits: [num_scored, vocab]; copied.
+            is_masked: the positions that they belong to; bool [active, block].
+            start: first column of the block.
+        """
+        is_scored = torch.zeros_like(self.canvas.ids, dtype=torch.bool)
+        is_scored[self.canvas.rows, start : start + is_masked.shape[1]] = is_masked
+        logits = logits.float().clone()
+        logits[:, self.canvas.mask_token_id] = -torch.inf
+        self._scored = is_scored, logits
 
     def step_done(self) -> None:
         """Report the canvas after a step: all that is not final yet is a draft."""
         if self.history is not None:
             self.history.append(self.canvas.ids.clone())
-        if hasattr(self.streamer, "put_draft"):
-            self.streamer.put_draft(self.canvas.ids[:, self.num_confirmed :].cpu())
+        if not hasattr(self.streamer, "put_draft"):
+            return
+        draft = self.canvas.ids[:, self.num_confirmed :]
+        if self._scored is None:
+            self.streamer.put_draft(draft.cpu())
+            return
+        is_scored, logits = self._scored
+        # What this pass did not score is certain to be what stands there.
+        of_draft = logits.new_full((*draft.shape, logits.shape[-1]), -torch.inf).scatter(-1, draft[..., None], 0.0)
+        of_draft[is_scored[:, self.num_confirmed :]] = logits
+        self.streamer.put_draft(logits=of_draft.cpu())
 
     def block_done(self, end: int) -> None:
         """Report a finished block; nothing of it will change."""
         if self.streamer is not None and self.canvas.answer_start is not None:
-            self.streamer.put(self.canvas.ids[:, self.num_confirmed : end].cpu())
+            self._put(self.num_confirmed, end)
             self.num_confirmed = end
 
-    def all_done(self) -> Optional[tuple[Tensor, ...]]:
-        """Report the end of the call, and return the history."""
+    def all_done(self, end: int) -> Optional[tuple[Tensor, ...]]:
+        """Report the end of the call, and return the history, cut to the columns before `end`."""
         if self.streamer is not None:
             if self.canvas.answer_start is None:
-                self.streamer.put(self.canvas.ids.cpu())
+                self._put(0, end)
             self.streamer.end()
-        return None if self.history is None else tuple(self.history)
+        return None if self.history is None else tuple(canvas[:, :end] for canvas in self.history)
+
+    def _put(self, start: int, end: int) -> None:
+        """Hand finished columns to the streamer, of one row only its own tokens."""
+        canvas = self.canvas
+        tokens = canvas.ids[:, start:end]
+        if len(tokens) == 1:
+            tokens = canvas.ids[0, start : min(end, int(canvas.ends[0]))]
+            if canvas.attention_mask is not None:
+                tokens = tokens[canvas.attention_mask[0, start : start + len(tokens)]]
+        if tokens.numel():
+            self.streamer.put(tokens.cpu())
