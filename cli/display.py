@@ -142,7 +142,8 @@ class CanvasStreamer(BaseStreamer):
             self._shown = [] if self.prompts else rows
         elif self.prompts:
             self._finished = [done + row for done, row in zip(self._finished, rows)]
-            self._draft = self._draft[:, value.shape[1] :]
+            # The rest of the canvas comes with the next draft; after a stop string there is none.
+            self._draft = self._draft[:, :0]
         else:
             self._draft = value
 
@@ -155,8 +156,6 @@ class CanvasStreamer(BaseStreamer):
     def end(self) -> None:
         """Draw the finished canvas, without highlights."""
         if self._draft is not None:
-            if self.prompts and self._finished is not None:
-                self._draft = self._draft[:, :0]  # all that belongs to the answer was put
             self._show(is_final=True)
 
     def _show(self, is_final: bool) -> None:
