@@ -120,7 +120,8 @@ def completions(words: list) -> list[tuple[Processor, int, int]]:
     for ids, bias in words:
         for index, token in enumerate(ids):
             others = (*ids[:index], *ids[index + 1 :])
-            biases = places.setdefault((index, len(ids) - 1 - index), {})
+            # One token more: transformers 4 skips words that are longer than the text before their last token.
+            biases = places.setdefault((index + 1, len(ids) - 1 - index), {})
             biases[(*others, token)] = float(bias)
     return [(SequenceBiasLogitsProcessor(biases), *place) for place, biases in places.items()]
 

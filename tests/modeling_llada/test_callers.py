@@ -303,14 +303,14 @@ def test_a_streamer_that_takes_logits_gets_those_of_the_draft(tiny_model) -> Non
 
 
 def test_a_length_of_prompt_and_answer_takes_the_place_of_a_length_of_answers(tiny_model) -> None:
-    grown = tiny_model.generate(PROMPT, max_new_tokens=None, max_length=20, stop_at_eos=False)
-    assert grown.shape == (2, 20)
-    for config in (GenerationConfig(max_length=20), LLaDAGenerationConfig(max_length=20)):
-        assert torch.equal(tiny_model.generate(PROMPT, max_length=20, stop_at_eos=False), grown)
+    grown = tiny_model.generate(PROMPT, max_new_tokens=None, max_length=21, stop_at_eos=False)
+    assert grown.shape == (2, 21)
+    for config in (GenerationConfig(max_length=21), LLaDAGenerationConfig(max_length=21)):
+        assert torch.equal(tiny_model.generate(PROMPT, max_length=21, stop_at_eos=False), grown)
         assert torch.equal(tiny_model.generate(PROMPT, generation_config=config, stop_at_eos=False), grown)
         # An argument of the call comes before the config's other length.
         assert tiny_model.generate(PROMPT, generation_config=config, **FEW).shape == (2, 11)
-    both = GenerationConfig(max_length=20, max_new_tokens=4)
+    both = GenerationConfig(max_length=21, max_new_tokens=4)
     assert tiny_model.generate(PROMPT, generation_config=both, stop_at_eos=False).shape == (2, 7)
 
 
