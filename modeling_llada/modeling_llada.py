@@ -23,7 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .cache_llada import BlockCache
+from .canvas_llada import Canvas  # noqa: F401 - transformers 4.57 copies only the files that this one names
 from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig, read_json_object, read_weight_index
+from .constraints_llada import Constraints  # noqa: F401 - likewise
 from .continuous_batching_llada import generate_many
 from .generation_config_llada import DEFAULTS, LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
