@@ -17,7 +17,14 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from llada_core.digests import file_digest
 from llada_core.hub import fetch_checkpoint
-from llada_core.loading import check_tokenizer, complete_options, load_tokenizer, model_class_for, model_class_of
+from llada_core.loading import (
+    check_files,
+    check_tokenizer,
+    complete_options,
+    load_tokenizer,
+    model_class_for,
+    model_class_of,
+)
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig
 from modeling_llada.configuration_llada import MODEL_TYPES
@@ -85,8 +92,8 @@ def convert_official(
         The folder.
 
     Raises:
-        ValueError: for another architecture, weights that do not fit the config (all are listed), damaged files, and
-            a tokenizer that does not fit.
+        ValueError: for another architecture, weights that do not fit the config (all are listed), damaged files, a
+            tokenizer that does not fit, and licence texts that are links out of the folder.
         OSError: for a source that is not there, a target that is, a full disk, and what the Hub refuses.
     """
     if layout not in LAYOUTS:
@@ -97,8 +104,10 @@ def convert_official(
     check_target(target, force, source=folder)
     if layout != "official" and not is_dense(config):
         raise ValueError(f"`layout` must be official for {type(config).__name__}, got {layout!r}; it has no other.")
+    check_files(str(source), folder)
     tensors = stored_tensors(folder)
     check_tensors(folder, config, tensors)
+    licence_texts(folder)  # a link is refused before gigabytes are copied
     rename = LAYOUTS[layout] if is_dense(config) else name_in_file
     if link and any(rename(name) != name for name in tensors):
         raise ValueError(f"`link` cannot rename, but `{folder}` is not in layout={layout!r} already; leave it out.")
@@ -115,9 +124,10 @@ def read_config(folder: Path) -> Any:
     """Read the config of a LLaDA or one of its relatives.
 
     Raises:
-        ValueError: for another architecture, and for what the class of the config refuses.
+        ValueError: for another architecture, for what the class of the config refuses, and as `check_files`.
         OSError: if there is none.
     """
+    check_files(str(folder), folder)
     fields, _ = LLaDAConfig.get_config_dict(folder)
     model_class = model_class_of(fields)
     if model_class is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from modeling_llada.configuration_llada import read_weight_index
 from modeling_llada.llama_layout_llada import name_in_file, name_in_memory
 
 WEIGHTS_NAME = "model.safetensors"
@@ -70,19 +71,9 @@ def read_index(folder: Path) -> dict[str, str]:
     """Read which file holds which tensor.
 
     Raises:
-        ValueError: for an index that is not JSON with a `weight_map`, or that names a file outside the folder.
+        ValueError: as `read_weight_index`.
     """
-    try:
-        weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        is_map = bool(weight_map) and all(isinstance(file, str) for file in weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        is_map = False
-    if not is_map:
-        raise ValueError(f"The index `{folder / INDEX_NAME}` is corrupt; download or save it again.")
-    outside = sorted({name for name in weight_map.values() if Path(name).name != name})
-    if outside:
-        raise ValueError(f"The index `{folder / INDEX_NAME}` may name files beside it only, got {outside[0]!r}.")
-    return weight_map
+    return read_weight_index(folder / INDEX_NAME)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

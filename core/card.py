@@ -133,8 +133,9 @@ def _joined(*lists: Names) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    """Spell a value so that it stays in its cell of a table: on one line, with its bars escaped."""
-    return " ".join(str(value).split()).replace("|", r"\|")
+    """Spell a value so that it stays in its cell of a table: on one line, its bars escaped, and no half characters."""
+    text = str(value).encode("utf-8", "replace").decode("utf-8")
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _is_on_hub(name: Optional[str]) -> bool:
@@ -297,6 +298,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read and not be written
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is not valid JSON: {error}") from None
     if not isinstance(found, dict):
@@ -484,6 +486,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(recipe, default=str, skipkeys=True)  # an alias can make a list hold itself
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"The recipe `{path}` is not valid YAML: {error}") from None
     if not isinstance(recipe, dict):

@@ -13,7 +13,9 @@ from .modeling_llada import LLaDAModel, LLaDAModelLM, LLaDAPreTrainedModel
 
 # transformers 4 finds the files of a checkpoint's code through the imports of its modelling file alone.
 from .cache_llada import BlockCache as BlockCache  # isort: skip
+from .canvas_llada import Canvas as Canvas  # isort: skip
 from .configuration_llada import LLaDAConfig as LLaDAConfig  # isort: skip
+from .constraints_llada import Constraints as Constraints  # isort: skip
 from .continuous_batching_llada import generate_many as generate_many  # isort: skip
 from .generation_config_llada import LLaDAGenerationConfig as LLaDAGenerationConfig  # isort: skip
 from .generation_llada import LLaDAGenerationMixin as LLaDAGenerationMixin  # isort: skip

@@ -8,13 +8,14 @@ Shape legend: B batch, T positions given, S positions attended to, W positions r
 import difflib
 import inspect
 import math
+import os
 from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
@@ -22,9 +23,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .cache_llada import BlockCache
-from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
+from .canvas_llada import Canvas  # noqa: F401 - transformers 4.57 copies only the files that this one names
+from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig, read_json_object, read_weight_index
+from .constraints_llada import Constraints  # noqa: F401 - likewise
 from .continuous_batching_llada import generate_many
-from .generation_config_llada import LLaDAGenerationConfig
+from .generation_config_llada import DEFAULTS, LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
 from .prepacking_llada import prepacked_weights
 from .unmasking_llada import Proposer
@@ -371,11 +374,46 @@ class LLaDAPreTrainedModel(PreTrainedModel):
     # this project's repository divide by the items of the whole step, and say so themselves.
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, but refuse a folder with damaged files beside the weights.
+
+        transformers ignores a `generation_config.json` that is cut off.
+
+        Raises:
+            ValueError: for a file that `check_files` refuses.
+        """
+        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
+            check_files(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize embedding and head as in transformers, and the config's `embedding_size` with them."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.config.embedding_size = embeddings.num_embeddings
         return embeddings
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Split a model over processes as transformers 5 does.
+
+        Raises:
+            ValueError: for several stages, because transformers looks for layers and head under Llama's names and has
+                every stage return the logits of all positions; and for heads that the processes cannot share evenly.
+        """
+        sizes = {name: getattr(distributed_config, name, None) or 1 for name in ("pp_size", "tp_size")}
+        if sizes["pp_size"] > 1:
+            raise ValueError(
+                f"`pp_size` must be 1, got {sizes['pp_size']}: transformers splits only models with Llama's module "
+                'names into stages; pass `tp_size` or `fsdp_size`, or load with `device_map="auto"`.'
+            )
+        has_own_plan = isinstance(getattr(distributed_config, "tp_plan", None), dict)
+        if model.config.n_kv_heads % sizes["tp_size"] and not has_own_plan:
+            raise ValueError(
+                f"`tp_size` must divide `n_kv_heads` ({model.config.n_kv_heads}), got {sizes['tp_size']}; use a "
+                "divisor, or `fsdp_size`."
+            )
+        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the weights of one module by `config.init_fn`.
@@ -579,8 +617,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     # As a method; the function takes any model that generates.
     generate_many = generate_many
     _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
-    # The rest is `LLaDAConfig.base_model_tp_plan`.
+    # The rest is `LLaDAConfig.base_model_tp_plan` and `base_model_pp_plan`.
     _tp_plan = {"model.transformer.ff_out": "colwise_gather_output"} if SPLITS_VOCABULARY else None
+    _pp_plan = {"model.transformer.ff_out": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
@@ -751,3 +790,37 @@ def _check_packing(options: dict[str, Any], has_mask: bool) -> None:
     if given and len(given) < len(PACKING_KEYWORDS):
         missing = next(name for name in PACKING_KEYWORDS if name not in options)
         raise ValueError(f"`{given[0]}` needs `{missing}` beside it; pass {', '.join(PACKING_KEYWORDS)} together.")
+
+
+def check_files(folder: Any) -> None:
+    """Read the files beside the weights that transformers does not check.
+
+    Args:
+        folder: where they lie; those that are not there are not needed.
+
+    Raises:
+        ValueError: for a generation config or an index of weights that is damaged, naming it.
+    """
+    for name, read in READERS.items():
+        if os.path.isfile(file := os.path.join(folder, name)):
+            read(file)
+
+
+def _read_generation_config(file: str) -> None:
+    fields = read_json_object(file)
+    try:
+        try:
+            LLaDAGenerationConfig.from_generation_config(GenerationConfig.from_dict(fields))
+        except TypeError:  # transformers compares values without a look at their types; this names the option
+            LLaDAGenerationConfig().updated(**{name: fields[name] for name in fields if name in DEFAULTS})
+            raise
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`{file}` sets what cannot be read ({error}); correct the file, or delete it.") from None
+
+
+# What reads the files beside the weights.
+READERS = {
+    "generation_config.json": _read_generation_config,
+    "model.safetensors.index.json": read_weight_index,
+    "pytorch_model.bin.index.json": read_weight_index,
+}

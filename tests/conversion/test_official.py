@@ -307,11 +307,15 @@ DAMAGES = {
     "no json": ("mha", write("model.safetensors", "\x05" + "\0" * 7 + "{1,2]"), "cut off or not a safetensors file"),
     "no shard": ("mha_sharded", remove(SHARD), f"lacks {SHARD}; download or copy the whole checkpoint"),
     "twice": ("mha_sharded", double_shard, r"`.*` is in two files\."),
-    "bad index": ("mha_sharded", write(INDEX, "{}"), r"index `.*` is corrupt; download or save it again"),
-    "index out": ("mha_sharded", write(INDEX, '{"weight_map": {"a": "../x"}}'), r"may name files beside it only, got"),
+    "bad index": ("mha_sharded", write(INDEX, "{}"), rf"{INDEX} of `.*` is corrupt: it must have a `weight_map`"),
+    "index out": (
+        "mha_sharded",
+        write(INDEX, '{"metadata": {}, "weight_map": {"a": "../x"}}'),
+        r"must name a file beside it for every tensor, got '\.\./x' for `a`",
+    ),
     "index wrong": (
         "mha_sharded",
-        write(INDEX, json.dumps({"weight_map": {Q_PROJ: "model-00002-of-00005.safetensors"}})),
+        write(INDEX, json.dumps({"metadata": {}, "weight_map": {Q_PROJ: "model-00002-of-00005.safetensors"}})),
         rf"is not where `{INDEX}` says",
     ),
     "no weights": ("mha", remove("model.safetensors"), r"has no `model\.safetensors` and no .*`save_pretrained`"),

@@ -143,12 +143,13 @@ def test_facts_that_a_card_cannot_hold_are_named(facts, message) -> None:
 
 def test_a_measure_with_bars_and_line_breaks_stays_in_its_cell(tmp_path) -> None:
     (tmp_path / "odd.json").write_text(json.dumps({"results": {"a|b\n## Title": {"acc\n---\nlicense: gpl": 0.5}}}))
-    (tmp_path / "r.yaml").write_text('"learning|rate": "a|b"\nnote: "one\\n| two |"\n')
+    (tmp_path / "r.yaml").write_text('"learning|rate": "a|b"\nnote: "one\\n| two |"\nhalf: "x\\uD800"\n')
     facts = CardFacts(license="mit", results=(tmp_path / "odd.json",), recipe=tmp_path / "r.yaml")
     card = ModelCard(publish(tmp_path, facts))
     assert card.data.license == "mit"
     assert r"| a\|b ## Title: acc --- license: gpl | 0.5 |" in card.text.splitlines()
     assert r"| `learning\|rate` | a\|b |" in card.text.splitlines()
+    assert "| `half` | x? |" in card.text.splitlines()
     assert r"| `note` | one \| two \| |" in card.text.splitlines()
 
 
@@ -362,6 +363,7 @@ def test_results_are_read_from_any_of_three_kinds_of_file(tmp_path) -> None:
     [
         ("r.json", "{", "is not valid JSON"),
         ("r.json", "[" * 100_000, "is not valid JSON"),
+        ("r.json", r'{"\ud800": 0.5}', "is not valid JSON: .*surrogates not allowed"),
         ("r.json", "[1]", "must hold a JSON object, got list"),
         ("r.json", "{}", "must hold numbers of an evaluation, got none"),
         ("r.json", '{"results": null}', r"`results` in `.*r\.json` must map tasks to their metrics; pass an lm-eval"),
@@ -388,6 +390,7 @@ def test_a_file_that_holds_no_results_is_refused(name, text, message, tmp_path) 
     [
         ("a: [", "is not valid YAML"),
         ("a: !!python/name:os.system", "is not valid YAML"),
+        ("a: &x [*x]", "is not valid YAML: Circular reference"),
         ("- a", "must map options to values, got list"),
         ("5: a", "must be names, got 5; put it in quotes"),
         ("null: a", "must be names, got None"),
