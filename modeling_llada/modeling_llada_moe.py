@@ -8,6 +8,8 @@ Shape legend: N tokens of the batch, D width, E experts, k experts per token, I 
 Source: LLaDA-MoE-7B-A1B (arXiv:2509.24389).
 """
 
+import functools
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -88,15 +90,15 @@ class _Experts:
         Returns:
             [N, D].
         """
-        output = torch.zeros_like(states)
+        output, experts = torch.zeros_like(states), self.functions()
         for expert in top_k_index.unique().tolist():
             token, place = (top_k_index == expert).nonzero(as_tuple=True)
-            weighted = self.run(expert, states[token]) * top_k_weights[token, place, None]
+            weighted = experts[expert](states[token]) * top_k_weights[token, place, None]
             output.index_add_(0, token, weighted.to(output.dtype))
         return output
 
-    def run(self, expert: int, states: Tensor) -> Tensor:
-        """One expert's output; [tokens, D] to the same."""
+    def functions(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """What each expert computes; [tokens, D] to the same."""
         raise NotImplementedError
 
 
@@ -115,10 +117,17 @@ class StackedExperts(_Experts, nn.Module):
     def forward(self, states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         return _Experts.forward(self, states, top_k_index, top_k_weights)
 
-    def run(self, expert: int, states: Tensor) -> Tensor:
-        """One expert's output; [tokens, D] to the same."""
-        gate, up = F.linear(states, self.gate_up_proj[expert]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down_proj[expert])
+    def functions(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """What each expert computes; [tokens, D] to the same."""
+
+        def run(gate_up: Tensor, down: Tensor, states: Tensor) -> Tensor:
+            gate, up = F.linear(states, gate_up).chunk(2, dim=-1)
+            return F.linear(F.silu(gate) * up, down)
+
+        # Taken apart at once: the gradient of an indexed stack would be as large as the stack for every expert.
+        return [
+            functools.partial(run, *matrices) for matrices in zip(self.gate_up_proj.unbind(), self.down_proj.unbind())
+        ]
 
 
 class ListedExperts(_Experts, nn.ModuleList):
@@ -129,9 +138,9 @@ class ListedExperts(_Experts, nn.ModuleList):
         super().__init__(LLaDAMoEMLP(width, hidden) for _ in range(config.num_experts))
         self.num_experts = config.num_experts
 
-    def run(self, expert: int, states: Tensor) -> Tensor:
-        """One expert's output; [tokens, D] to the same."""
-        return self[expert](states)
+    def functions(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """What each expert computes; [tokens, D] to the same."""
+        return self
 
 
 class LLaDAMoELayer(nn.Module):

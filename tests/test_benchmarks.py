@@ -377,3 +377,15 @@ def test_llama_cpp_reads_our_file_as_we_do(tmp_path) -> None:
     assert row["same_tokens"] == row["texts"] == 13
     assert row["same_answer"] is True and row["same_best_token"] == 1.0
     assert row["largest_difference"] < 1e-4
+
+
+# --- experts_speed.py ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.newest_only
+def test_every_way_to_run_experts_gives_the_same_result(tmp_path) -> None:
+    sizes = ["--width", "32", "--hidden", "16", "--tokens", "8", "--runs", "1", "--threads", "1"]
+    result, printed = result_of("experts_speed.py", tmp_path / "r.json", *sizes)
+    assert [row["experts"] for row in result["results"]] == 2 * ["eager", "grouped_mm", "batched_mm"]
+    assert all(row["largest_difference"] < 1e-5 and row["ms"] > 0 for row in result["results"])
+    assert "| forward and backward |" in printed
