@@ -246,6 +246,15 @@ def test_bad_calls_are_refused(tmp_path):
     export_gguf(MHA, tmp_path / "there.gguf", force=True)
 
 
+def test_quantised_weights_are_refused(tmp_path):
+    source = shutil.copytree(MHA, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "torchao"}
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds quantised weights, .* Use the checkpoint that it was made from"):
+        export_gguf(source, tmp_path / "mha.gguf")
+
+
 def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused(tmp_path):
     source = shutil.copytree(MHA, tmp_path / "source")
     text = (source / "tokenizer.json").read_text(encoding="utf-8")
