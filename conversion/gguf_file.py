@@ -24,8 +24,26 @@ from .runtimes import require_packages
 from .weights import HEAD_NAME
 
 WEIGHTS = ("f32", "f16", "q8_0")
-# Rules by which a tokenizer.json splits text before merging -> llama.cpp's name of the same rule.
-_PRE_TOKENIZERS = {'{"add_prefix_space": false, "type": "ByteLevel", "use_regex": true}': "gpt-2"}
+# Regular expressions, as tokenizer.json files write them, by which a text is split in turn before merging, and whether
+# a whole word that is a token skips the merges -> llama.cpp's name of the same rule.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_DIGIT = r"\p{N}"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+_PRE_TOKENIZERS = {
+    ((_GPT2,), False): "gpt-2",
+    ((_DIGIT, _GPT2), False): "smollm",
+    ((_LLAMA3,), True): "llama-bpe",
+    ((_LLAMA3,), False): "smaug-bpe",
+    ((_LLAMA3.replace("{1,3}", ""),), False): "qwen2",
+    ((_BAILING,), False): "bailingmoe",
+}
+# The rule of the bundled model: digits one by one, the rest as GPT-2. It differs from `_DIGIT` before `_GPT2` only for
+# several spaces in front of a digit, where it splits off the last one.
+_DIGITS_IN_PLACE = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def export_gguf(
@@ -44,7 +62,7 @@ def export_gguf(
         weights: type of the matrices: `f32`, `f16` or `q8_0` (8 bits, one scale for 32 weights; a matrix whose width
             32 does not divide is f16). Norms are always f32.
         pre_tokenizer: llama.cpp's name (`tokenizer.ggml.pre`) of the rule by which the tokenizer splits text before
-            merging. None looks it up; only GPT-2's is known here.
+            merging. None looks it up in a table (GPT-2, SmolLM, Llama 3, Qwen2, Bailing).
         force: replace `target`.
         revision: branch, tag or commit of a Hub id.
 
@@ -52,8 +70,8 @@ def export_gguf(
         The file.
 
     Raises:
-        ValueError: for unknown weights, a checkpoint that is not LLaDA, a tokenizer that is not byte-level BPE or
-            splits by a rule without a known name.
+        ValueError: for unknown weights, a checkpoint that is not LLaDA or is quantised, a tokenizer that is not
+            byte-level BPE or splits by a rule without a known name.
         ImportError: if `gguf` is not installed.
         OSError: for a source that is not there, a target that is, and a full disk.
 
@@ -89,6 +107,51 @@ def interleave_pairs(weight: Tensor, num_heads: int) -> Tensor:
     """
     halves = weight.unflatten(0, (num_heads, 2, -1))
     return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def find_pre_tokenizer(tokenizer: Any) -> str:
+    """Return llama.cpp's name of the rule by which a tokenizer splits text before merging.
+
+    Args:
+        tokenizer: a fast tokenizer, byte-level BPE.
+
+    Raises:
+        ValueError: for a rule whose name is not known here.
+
+    Source: llama.cpp, `llama-vocab.cpp`, the regular expressions of each `LLAMA_VOCAB_PRE_TYPE`.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    patterns = _split_patterns(parts["pre_tokenizer"])
+    if patterns == (_DIGITS_IN_PLACE,) and not _has_token_of_spaces(tokenizer):
+        patterns = (_DIGIT, _GPT2)
+    name = _PRE_TOKENIZERS.get((patterns, bool(parts["model"].get("ignore_merges"))))
+    if name is None:
+        raise ValueError(
+            "`pre_tokenizer` must be given: this tokenizer splits text by a rule whose name in llama.cpp is not known "
+            f"here, {json.dumps(parts['pre_tokenizer'])}. Pass --pre-tokenizer NAME, a name of llama.cpp's list that "
+            "splits alike."
+        )
+    return name
+
+
+def _split_patterns(rule: dict[str, Any] | None) -> tuple[str, ...]:
+    """The regular expressions by which a tokenizer.json's `pre_tokenizer` splits in turn; "?" for what is none."""
+    match rule or {}:
+        case {"type": "Sequence", "pretokenizers": rules}:
+            return tuple(pattern for part in rules for pattern in _split_patterns(part))
+        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
+            return (pattern,)
+        case {"type": "Digits", "individual_digits": True}:
+            return (_DIGIT,)
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": uses_regex}:
+            return (_GPT2,) if uses_regex else ()
+    return ("?",)
+
+
+def _has_token_of_spaces(tokenizer: Any) -> bool:
+    """Whether a token is several white-space characters and nothing else."""
+    texts = map(tokenizer.backend_tokenizer.decoder.decode, ([token] for token in tokenizer.get_vocab()))
+    return any(len(text) > 1 and text.isspace() for text in texts)
 
 
 def _write(
@@ -184,7 +247,7 @@ def _add_vocabulary(writer: Any, config: Any, tokenizer: Any, pre_tokenizer: str
             f"{parts['normalizer']}; use a checkpoint with LLaDA's kind of tokenizer."
         )
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer or _find_pre_tokenizer(parts["pre_tokenizer"]))
+    writer.add_tokenizer_pre(pre_tokenizer or find_pre_tokenizer(tokenizer))
     texts = {token_id: text for text, token_id in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     kinds = []
@@ -203,24 +266,10 @@ def _add_vocabulary(writer: Any, config: Any, tokenizer: Any, pre_tokenizer: str
     _add_special_ids(writer, config, tokenizer)
 
 
-def _find_pre_tokenizer(rule: dict[str, Any] | None) -> str:
-    """Return llama.cpp's name of a tokenizer.json's `pre_tokenizer`.
-
-    Raises:
-        ValueError: for a rule whose name is not known here.
-    """
-    key = json.dumps({name: value for name, value in (rule or {}).items() if name != "trim_offsets"}, sort_keys=True)
-    if key not in _PRE_TOKENIZERS:
-        raise ValueError(
-            "`pre_tokenizer` must be given: this tokenizer splits text by a rule whose name in llama.cpp is not known "
-            f"here, {key}. Pass --pre-tokenizer NAME, a name of llama.cpp's list that splits alike."
-        )
-    return _PRE_TOKENIZERS[key]
-
-
 def _add_special_ids(writer: Any, config: Any, tokenizer: Any) -> None:
     writer.add_mask_token_id(config.mask_token_id)
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
+    # llama.cpp puts it before every text if this is set, and its default is to do so.
+    writer.add_add_bos_token(tokenizer.bos_token_id in tokenizer("a")["input_ids"])
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if (token_id := getattr(tokenizer, name)) is not None:
             getattr(writer, f"add_{name}")(token_id)

@@ -106,7 +106,8 @@ def read_config(folder: Path) -> LLaDAConfig:
     """Read the config of a dense LLaDA.
 
     Raises:
-        ValueError: for another `model_type`, for LLaDA-MoE, for what `LLaDAConfig` refuses, and as `check_files`.
+        ValueError: for another `model_type`, for LLaDA-MoE, for quantised weights, for what `LLaDAConfig` refuses, and as
+            `check_files`.
         OSError: if there is none.
     """
     check_files(str(folder), folder)
@@ -115,6 +116,12 @@ def read_config(folder: Path) -> LLaDAConfig:
         raise ValueError(
             f"`{folder}` is not a LLaDA checkpoint: `model_type` must be {LLaDAConfig.model_type!r}, got "
             f"{fields.get('model_type')!r}; an autoregressive model becomes a LLaDA by `llada convert autoregressive`."
+        )
+    if (quantization := fields.get("quantization_config")) is not None:
+        raise ValueError(
+            f"`{folder}` holds quantised weights, which transformers alone reads: its config.json has a "
+            f"`quantization_config` of {quantization.get('quant_method')!r}. Use the checkpoint that it was made from; "
+            "`push_to_hub` of the loaded model publishes it as it is."
         )
     return LLaDAConfig.from_dict(fields)
 
