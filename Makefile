@@ -53,7 +53,7 @@ test: $(READY) ## run the tests
 	@echo "Testing in $(VENV) …"
 	@$(PYTEST) $(VENV)/bin/pytest $(IN_PARALLEL) $(PYTEST_FLAGS)
 
-fuzz: $(READY) ## try random models, options, files and data for about an hour
+fuzz: $(READY) ## try random models, options, files and data for up to an hour
 	@echo "Fuzzing in $(VENV), $(FUZZ_FACTOR) times the cases of the tests …"
 	@LLADA_FUZZ_PROFILE=long LLADA_FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) $(VENV)/bin/pytest --numprocesses $(WORKERS) \
 		--timeout 7200 $(PYTEST_FLAGS) tests/fuzz
