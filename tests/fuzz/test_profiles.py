@@ -1,6 +1,7 @@
 """Laws of the fuzzers' own tools."""
 
 import signal
+import time
 
 import pytest
 
@@ -13,10 +14,9 @@ def test_an_unknown_profile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         cases(3)
 
 
-def test_an_endless_loop_fails_and_the_timer_of_the_test_goes_on() -> None:
+def test_what_does_not_end_fails_and_the_timer_of_the_test_goes_on() -> None:
     before = signal.getitimer(signal.ITIMER_REAL)
     with pytest.raises(AssertionError, match=r"no end within 0\.1 s"), watchdog(0.1):
-        while True:
-            pass
+        time.sleep(60)
     after = signal.getitimer(signal.ITIMER_REAL)
     assert (after[0] > 0) is (before[0] > 0)
