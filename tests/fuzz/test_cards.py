@@ -1,6 +1,5 @@
 """Laws of the card: no name can add a field to its metadata, or break them."""
 
-import string
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from .profiles import cases
 
 # What YAML gives a meaning, alone or in the middle of a word.
 SYNTAX = ["\n", "---", "...", ": ", "- ", " #", "no", "null", "1e3", "[a", "{{", "{%", "*a", "&a", "!!python/none",
-          "| a", "%", "\t", "\r", "'", '"', "`", "@", "](", "~", "=", "<<", "\\",
+          "| a", "%", "\t", "\r", "\x85", "\u2028", "\ufeff", "\x00", "'", '"', "`", "@", "](", "~", "=", "<<", "\\",
           "a/b", "\nlicense: gpl", "---\n", "é"]  # fmt: skip
-NAMES = st.lists(
-    st.sampled_from(SYNTAX) | st.text(string.printable, min_size=1, max_size=4), min_size=1, max_size=3
-).map("".join)
+NAMES = st.lists(st.sampled_from(SYNTAX) | st.text(max_size=4), min_size=1, max_size=3).map("".join)
 WORDS = st.sampled_from(["mit", "en", "no", "null", "3", "1e3", "true", "2026-11-21", "cc-by-4.0", "a.b_c"]) | NAMES
 IDS = st.sampled_from(["me/data", "me/no", "1/2", "a-b/c.d"]) | NAMES
 FACTS = st.fixed_dictionaries(

@@ -354,7 +354,7 @@ def test_any_value_of_an_option_generates_or_is_a_value_error(small_model, optio
     ids=st.one_of(
         st.lists(st.lists(st.integers(-2, 10) | st.floats() | st.none() | st.booleans(), max_size=3), max_size=3), JUNK
     ),
-    attention_mask=st.none() | st.lists(st.lists(st.integers(0, 1), max_size=3), max_size=3),
+    attention_mask=st.none() | st.lists(st.lists(st.integers(0, 1) | JUNK, max_size=3), max_size=3) | JUNK,
     method=st.sampled_from(["generate", "infill"]),
 )
 def test_any_input_generates_or_is_a_value_error(small_model, ids: Any, attention_mask: Any, method: str) -> None:

@@ -161,6 +161,12 @@ def test_a_switch_that_the_model_does_not_compute_is_refused_by_name(name) -> No
         LLaDAConfig(**SMALL, **{name: UNSUPPORTED[name]})
 
 
+@pytest.mark.parametrize("value", ["linear", 1, [1.0], {}], ids=str)
+def test_a_scaling_of_positions_is_refused_by_name_whatever_it_is(value) -> None:
+    with pytest.raises(ValueError, match=r"`rope_scaling` must be None, got "):
+        LLaDAConfig(**SMALL, rope_scaling=value)
+
+
 @pytest.mark.parametrize("fields", [{"architectures": ["LLaDAMoEModelLM"]}, {"num_experts": 64}], ids=str)
 def test_llada_moe_is_refused_by_name(fields) -> None:
     with pytest.raises(ValueError, match=r"LLaDA-MoE checkpoint .*only the dense LLaDA models"):
@@ -243,3 +249,13 @@ def test_sizes_left_out_follow_from_the_others() -> None:
     config = LLaDAConfig(**{**SMALL, "mlp_hidden_size": None})
     assert (config.n_kv_heads, config.mlp_hidden_size, config.embedding_size) == (4, 128, 100)
     assert LLaDAConfig(multi_query_attention=True, **SMALL).n_kv_heads == 1
+
+
+def test_an_embedding_as_large_as_the_vocabulary_follows_it() -> None:
+    config = LLaDAConfig(vocab_size=200, mask_token_id=99, eos_token_id=0, pad_token_id=0)
+    config.vocab_size = 256
+    assert config.embedding_size == 256
+    padded = LLaDAConfig(vocab_size=200, embedding_size=256, mask_token_id=99, eos_token_id=0, pad_token_id=0)
+    padded.vocab_size = 210
+    assert padded.embedding_size == 256
+    assert LLaDAConfig.from_dict(padded.to_diff_dict()).embedding_size == 256
