@@ -82,7 +82,7 @@ def supervise(program: bytes, time_limit: float) -> Iterator[Any]:
         _limit()
         os.close(reading)
         code = compile(program, "program", "exec")
-        steps = (
+        steps: Any = (
             functools.partial(exec, code, {"__name__": "program"}),
             functools.partial(os.write, writing, token),
             functools.partial(os._exit, 0),
@@ -91,11 +91,11 @@ def supervise(program: bytes, time_limit: float) -> Iterator[Any]:
         gc.freeze()
         return iterator
     os.close(writing)
-    code = _wait(child, time.monotonic() + time_limit)
+    exit_code = _wait(child, time.monotonic() + time_limit)
     _kill_descendants(time.monotonic() + GRACE / 2)
     os.set_blocking(reading, False)
     with contextlib.suppress(BlockingIOError):
-        if code == 0 and os.read(reading, len(token)) == token:
+        if exit_code == 0 and os.read(reading, len(token)) == token:
             sys.exit(PASSED)
     sys.exit(FAILED)
 
