@@ -6,12 +6,14 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup demo test test-upstream test-quantization check bench setup-optimum test-optimum
+.PHONY: help setup demo test test-upstream test-quantization fuzz check bench setup-optimum test-optimum
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 PIP_FLAGS ?= --quiet
 PYTEST_FLAGS ?=
 WORKERS ?= 2
+# `make fuzz` tries so many times the cases of `make test`.
+FUZZ_FACTOR ?= 50
 MIN_PYTHON := $(shell sed -n 's/^requires-python = ">=\(.*\)"$$/\1/p' pyproject.toml)
 
 VENV := .venv
@@ -66,6 +68,11 @@ test-upstream: $(READY) ## run transformers' own model tests, downloaded with pi
 test-quantization: $(QUANTIZATION)/.ready ## run the tests of 8 and 4 bits
 	@echo "Testing with torchao and bitsandbytes …"
 	@PYTHONPATH=$(QUANTIZATION) $(PYTEST) $(VENV)/bin/pytest -m quantization $(PYTEST_FLAGS) $(QUANTIZATION_TESTS)
+
+fuzz: $(READY) ## try random models, options, files and data for up to an hour
+	@echo "Fuzzing in $(VENV), $(FUZZ_FACTOR) times the cases of the tests …"
+	@LLADA_FUZZ_PROFILE=long LLADA_FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) $(VENV)/bin/pytest --numprocesses $(WORKERS) \
+		--timeout 7200 $(PYTEST_FLAGS) tests/fuzz
 
 check: $(READY) ## formatting, lint and types
 	@echo "Formatting: ruff format --check"

@@ -497,7 +497,7 @@ def warn_of_unused(config: GenerationConfig) -> None:
     unused = [
         name
         for name, value in vars(config).items()
-        if not (name in known or name[0] == "_" or value is False)
+        if not (name in known or name[:1] == "_" or value is False)
         and value not in (getattr(plain, name, None), NEUTRAL.get(name))
     ]
     if unused:
