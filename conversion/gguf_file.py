@@ -73,8 +73,8 @@ def export_gguf(
         The file.
 
     Raises:
-        ValueError: for unknown weights, a checkpoint that is not LLaDA, a tokenizer that is not byte-level BPE or
-            splits by a rule without a known name.
+        ValueError: for unknown weights, a checkpoint that is not LLaDA or is quantised, a tokenizer that is not
+            byte-level BPE or splits by a rule without a known name.
         ImportError: if `gguf` is not installed.
         OSError: for a source that is not there, a target that is, and a full disk.
 

@@ -124,7 +124,8 @@ def read_config(folder: Path) -> Any:
     """Read the config of a LLaDA or one of its relatives.
 
     Raises:
-        ValueError: for another architecture, for what the class of the config refuses, and as `check_files`.
+        ValueError: for another architecture, for quantised weights, for what the class of the config refuses, and as
+            `check_files`.
         OSError: if there is none.
     """
     check_files(str(folder), folder)
@@ -134,6 +135,12 @@ def read_config(folder: Path) -> Any:
         raise ValueError(
             f"`{folder}` is not a LLaDA checkpoint: `model_type` must be {' or '.join(map(repr, MODEL_TYPES))}, got "
             f"{fields.get('model_type')!r}; an autoregressive model becomes a LLaDA by `llada convert autoregressive`."
+        )
+    if (quantization := fields.get("quantization_config")) is not None:
+        raise ValueError(
+            f"`{folder}` holds quantised weights, which transformers alone reads: its config.json has a "
+            f"`quantization_config` of {quantization.get('quant_method')!r}. Use the checkpoint that it was made from; "
+            "`push_to_hub` of the loaded model publishes it as it is."
         )
     return model_class.config_class.from_dict(fields)
 

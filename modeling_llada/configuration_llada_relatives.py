@@ -73,7 +73,7 @@ class RelativeConfig(LLaDAConfig):
             self.partial_rotary_factor = scaling.get("partial_rotary_factor", self.partial_rotary_factor)
 
     def _refuse_unsupported(self) -> None:
-        self._refuse_values()
+        self._refuse_variants({})
 
 
 class ILLaDAConfig(RelativeConfig):

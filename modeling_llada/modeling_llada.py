@@ -815,7 +815,8 @@ def _read_generation_config(file: str) -> None:
             LLaDAGenerationConfig().updated(**{name: fields[name] for name in fields if name in DEFAULTS})
             raise
     except (ValueError, TypeError) as error:
-        raise ValueError(f"`{file}` sets what cannot be read ({error}); correct the file, or delete it.") from None
+        reason = str(error).rstrip(".")
+        raise ValueError(f"`{file}` sets what cannot be read ({reason}); correct the file, or delete it.") from None
 
 
 # What reads the files beside the weights.

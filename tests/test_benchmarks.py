@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -389,3 +390,24 @@ def test_every_way_to_run_experts_gives_the_same_result(tmp_path) -> None:
     assert [row["experts"] for row in result["results"]] == 2 * ["eager", "grouped_mm", "batched_mm"]
     assert all(row["largest_difference"] < 1e-5 and row["ms"] > 0 for row in result["results"])
     assert "| forward and backward |" in printed
+
+
+# --- quantization.py -------------------------------------------------------------------------------------------------
+
+
+def test_float32_is_what_quantised_models_are_compared_with(tmp_path) -> None:
+    arguments = ["--model", str(CHECKPOINT), "--schemes", "float32,bfloat16", "--texts", "3", "--length", "4"]
+    result, printed = result_of("quantization.py", tmp_path / "r.json", *arguments)
+    exact, half = result["results"]
+    assert (exact["same_best_token"], exact["mean_kl"], exact["same_greedy_tokens"]) == (1.0, 0.0, 1.0)
+    assert 0 < half["mean_kl"] < 0.01 and half["megabytes"] <= exact["megabytes"]
+    assert exact["bound"] == pytest.approx(half["bound"], abs=0.1)
+    assert "| bfloat16 |" in printed
+
+
+def test_an_unknown_scheme_and_a_missing_package_are_named(monkeypatch) -> None:
+    done = run("quantization.py", "--model", str(CHECKPOINT), "--schemes", "int3", "--texts", "1", "--length", "1")
+    assert done.returncode == 1 and "`--schemes` must be a list of float32, bfloat16," in done.stderr
+    if importlib.util.find_spec("torchao") is None:
+        done = run("quantization.py", "--model", str(CHECKPOINT), "--schemes", "int8-weights", "--texts", "1")
+        assert done.returncode == 1 and "`int8-weights` needs torchao: pip install torchao" in done.stderr

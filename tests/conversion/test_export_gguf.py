@@ -191,7 +191,8 @@ def test_a_known_splitting_rule_has_llama_cpp_s_name(name, rule, ignore_merges):
 @pytest.mark.parametrize(
     "rule, ignore_merges, shown",
     [
-        (pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True), False, '"add_prefix_space": true'),
+        # In a sequence, since transformers 4 sets the field of a lone one.
+        (pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=True)]), False, '"add_prefix_space": true'),
         (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), GPT2]), False, "Digits"),
         (pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), GPT2]), False, "Punctuation"),
         (split(r"\S+|\s+"), False, r"S\+"),
@@ -244,6 +245,15 @@ def test_bad_calls_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match="pass `--force` to replace a file"):
         export_gguf(MHA, tmp_path / "there.gguf")
     export_gguf(MHA, tmp_path / "there.gguf", force=True)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    source = shutil.copytree(MHA, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "torchao"}
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds quantised weights, .* Use the checkpoint that it was made from"):
+        export_gguf(source, tmp_path / "mha.gguf")
 
 
 def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused(tmp_path):

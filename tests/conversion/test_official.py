@@ -329,6 +329,11 @@ DAMAGES = {
         r"`model_type` must be 'llada' or 'illada', got 'llama'; .*convert autoregressive",
     ),
     "MoE": ("mha", config(architectures=["LLaDAMoEModelLM"]), r"do not fit its config.json: .* And \d+ more\."),
+    "quantised": (
+        "mha",
+        config(quantization_config={"quant_method": "bitsandbytes"}),
+        r"holds quantised weights, .* a `quantization_config` of 'bitsandbytes'\. Use the checkpoint that it was",
+    ),
     "biases": ("mha", config(include_bias=True), "`include_bias` must be False"),
     "other sizes": ("mha", config(n_layers=3), r"`model\.transformer\.blocks\.2\.q_proj\.weight` is missing\."),
 }
