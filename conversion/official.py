@@ -43,7 +43,6 @@ from .weights import (
     LAYOUTS,
     StoredTensor,
     copy_file,
-    data_size,
     is_sharded,
     link_file,
     read_index,
@@ -203,8 +202,6 @@ def write_weights(source: Path, target: Path, rename: Callable[[str], str], link
     if is_sharded(source):
         index = json.loads((source / INDEX_NAME).read_text(encoding="utf-8"))
         index["weight_map"] = {rename(name): file for name, file in read_index(source).items()}
-        if not isinstance(index.get("metadata"), dict):  # transformers does not load an index without
-            index["metadata"] = {"total_size": sum(data_size(path) for path in weight_files(source))}
         (target / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -121,12 +121,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"`{path.name}` is cut off or not a safetensors file ({error}).") from None
 
 
-def data_size(path: Path) -> int:
-    """Count the bytes of a file's tensors; `read_header` has made sure that they are all that follows the header."""
-    with path.open("rb") as file:
-        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-
-
 def copy_file(source: Path, target: Path, rename: Callable[[str], str]) -> None:
     """Copy a safetensors file, a piece at a time; its tensors get the names that `rename` gives.
 
