@@ -64,8 +64,8 @@ def export_model(
         they have the same inputs and outputs.
 
     Raises:
-        ValueError: for an unknown runtime or unknown weights, a checkpoint that is not LLaDA, is quantised or is LLaDA-MoE,
-            and float32 graphs whose logits are not the model's.
+        ValueError: for an unknown runtime or unknown weights, a checkpoint that is not LLaDA or is quantised, LLaDA-MoE
+            (see `docs/models.md`), and float32 graphs whose logits are not the model's.
         ImportError: if the runtime is not installed, or NNCF where OpenVINO's weights are compressed.
         OSError: for a source that is not there, a target that is, and a full disk.
     """
