@@ -362,7 +362,7 @@ def _load(name: str, rename: Callable[[str], str], tensors: dict[str, StoredTens
     """Read a tensor of the model in float32; a stack of experts from its parts."""
     if not (parts := expert_parts(name)):
         return tensors[rename(name)].load().float()
-    experts = []
+    experts: list[Tensor] = []
     while parts[0].format(len(experts)) in tensors:
         experts.append(torch.cat([tensors[part.format(len(experts))].load().float() for part in parts]))
     return torch.stack(experts)

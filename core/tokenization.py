@@ -84,8 +84,8 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, missing: str = "raise"
         raise ValueError(f"`missing` must be one of {', '.join(_MISSING_CHOICES)}, got {missing!r}.")
     kind = special_tokens(tokenizer)
     roles = {"mask_token": kind.mask, "bos_token": kind.bos, "eos_token": kind.eos}
-    declared = {role: getattr(tokenizer, role) or token for role, token in roles.items()}
-    declared = {role: token for role, token in declared.items() if token is not None}
+    tokens = {role: getattr(tokenizer, role) or token for role, token in roles.items()}
+    declared: dict[str, str] = {role: token for role, token in tokens.items() if token is not None}
     absent = missing_tokens(tokenizer, [*declared.values(), *kind.chat])
     if missing == "spell_out":
         absent = [token for token in absent if token not in kind.chat]

@@ -36,7 +36,7 @@ class RelativeConfig(LLaDAConfig):
     """What the configurations of the relatives share; see `ILLaDAConfig` and `LLaDAMoEConfig`."""
 
     field_types = RELATIVE_FIELD_TYPES
-    dictionary_names = ()
+    dictionary_names: Any = ()
     # Read by LLaDA's code and fixed here.
     init_fn = "normal"
     init_cutoff_factor = None
@@ -69,8 +69,8 @@ class RelativeConfig(LLaDAConfig):
                 "variant, and loading the checkpoint anyway would give wrong logits."
             )
         self.rope_theta = scaling.get("rope_theta", self.rope_theta)
-        if hasattr(self, "partial_rotary_factor"):
-            self.partial_rotary_factor = scaling.get("partial_rotary_factor", self.partial_rotary_factor)
+        if "partial_rotary_factor" in scaling and hasattr(self, "partial_rotary_factor"):
+            self.partial_rotary_factor = scaling["partial_rotary_factor"]
 
     def _refuse_unsupported(self) -> None:
         self._refuse_variants({})

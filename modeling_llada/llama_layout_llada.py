@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 from transformers.modeling_utils import safe_open
 
-from .modeling_llada import LLaDABlock
+from .modeling_llada import LLaDABlock, LLaDAModelLM
 
 # Name in memory -> name in a file; {i} is the number of the layer. A name that ends with a dot stands for all below it.
 NAMES = {
@@ -104,8 +104,8 @@ class RelativeBlock(LLaDABlock):
     place_query = place_key = staticmethod(rotate_in_dtype)
 
 
-class LlamaLayoutMixin:
-    """Reads and writes a model under Llama's names; to stand before `LLaDAModelLM` in the bases.
+class RelativeModelLM(LLaDAModelLM):
+    """A relative of LLaDA with its head, whose files have Llama's names.
 
     A file must hold exactly the tensors of the config: nothing is initialised in place of a missing one, and nothing
     is left out. `from_pretrained` raises a ValueError that lists what differs.
@@ -138,7 +138,8 @@ class LlamaLayoutMixin:
         is_quantized = getattr(model.config, "quantization_config", None) is not None
         if files and not is_quantized and all(file.endswith(".safetensors") for file in files):
             check_files(model, files)
-        return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        load: Any = super()._load_pretrained_model
+        return load(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save under the released names, a tied head included, as released files have it."""
@@ -200,7 +201,8 @@ def check_files(model: Any, files: list[str]) -> None:
         ValueError: listing everything that is missing, unexpected or of another shape, and for a tied head that
             differs from the embedding.
     """
-    expected, found = dict(stored_shapes(model)), {}
+    expected = dict(stored_shapes(model))
+    found: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118

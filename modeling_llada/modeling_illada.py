@@ -4,12 +4,13 @@ Source: iLLaDA-8B (arXiv:2606.25331).
 """
 
 import math
+from typing import Any
 
 from torch import nn
 
 from .configuration_llada_relatives import ILLaDAConfig
-from .llama_layout_llada import LlamaLayoutMixin, RelativeBlock
-from .modeling_llada import LLaDAModel, LLaDAModelLM, LLaDAPreTrainedModel
+from .llama_layout_llada import RelativeBlock, RelativeModelLM
+from .modeling_llada import LLaDAModel, LLaDAPreTrainedModel
 
 # transformers 4 finds the files of a checkpoint's code through the imports of its modelling file alone.
 from .cache_llada import BlockCache as BlockCache  # isort: skip
@@ -26,7 +27,7 @@ from .unmasking_llada import Proposer as Proposer  # isort: skip
 class ILLaDAPreTrainedModel(LLaDAPreTrainedModel):
     """What transformers needs to know of an iLLaDA model."""
 
-    config_class = ILLaDAConfig
+    config_class: Any = ILLaDAConfig
     _no_split_modules = ["RelativeBlock"]
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -48,7 +49,7 @@ class ILLaDAModel(ILLaDAPreTrainedModel, LLaDAModel):
     block_class = RelativeBlock
 
 
-class ILLaDAForCausalLM(LlamaLayoutMixin, ILLaDAPreTrainedModel, LLaDAModelLM):
+class ILLaDAForCausalLM(ILLaDAPreTrainedModel, RelativeModelLM):
     """iLLaDA with its head; everything that takes a `LLaDAModelLM` takes it.
 
     The name is the released one. The model is not causal: `labels` are never shifted, and `generate` unmasks.

@@ -21,8 +21,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from .configuration_llada_relatives import LLaDAMoEConfig
-from .llama_layout_llada import CONVERTS_BY_RULES, LlamaLayoutMixin, RelativeBlock, rotate_in_dtype
-from .modeling_llada import LLaDAModel, LLaDAModelLM, LLaDAPreTrainedModel, LLaDARMSNorm
+from .llama_layout_llada import CONVERTS_BY_RULES, RelativeBlock, RelativeModelLM, rotate_in_dtype
+from .modeling_llada import LLaDAModel, LLaDAPreTrainedModel, LLaDARMSNorm
 
 # transformers 4 finds the files of a checkpoint's code through the imports of its modelling file alone.
 from .cache_llada import BlockCache as BlockCache  # isort: skip
@@ -140,7 +140,7 @@ class ListedExperts(_Experts, nn.ModuleList):
 
     def functions(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """What each expert computes; [tokens, D] to the same."""
-        return self
+        return list(self)
 
 
 class LLaDAMoELayer(nn.Module):
@@ -149,6 +149,8 @@ class LLaDAMoELayer(nn.Module):
     The router's probabilities are a softmax over all experts, in float32. The weights of the chosen ones are not
     normalised, and hold the expert bias if there is one, as in the released code.
     """
+
+    expert_bias: Optional[Tensor]
 
     def __init__(self, config: LLaDAMoEConfig):
         super().__init__()
@@ -218,7 +220,7 @@ class LLaDAMoEBlock(RelativeBlock):
 class LLaDAMoEPreTrainedModel(LLaDAPreTrainedModel):
     """What transformers needs to know of a LLaDA-MoE model."""
 
-    config_class = LLaDAMoEConfig
+    config_class: Any = LLaDAMoEConfig
     _no_split_modules = ["LLaDAMoEBlock"]
     # transformers looks once, and would inherit the answer that it found for LLaDA.
     _can_set_experts_implementation_cached_value = CONVERTS_BY_RULES
@@ -239,7 +241,7 @@ class LLaDAMoEModel(LLaDAMoEPreTrainedModel, LLaDAModel):
     block_class = LLaDAMoEBlock
 
 
-class LLaDAMoEModelLM(LlamaLayoutMixin, LLaDAMoEPreTrainedModel, LLaDAModelLM):
+class LLaDAMoEModelLM(LLaDAMoEPreTrainedModel, RelativeModelLM):
     """LLaDA-MoE with its head; everything that takes a `LLaDAModelLM` takes it."""
 
     backbone_class = LLaDAMoEModel
@@ -274,9 +276,9 @@ class LLaDAMoEModelLM(LlamaLayoutMixin, LLaDAMoEPreTrainedModel, LLaDAModelLM):
             return super().forward(*args, **kwargs)
         collected: list[Tensor] = []
         token = _ROUTER_LOGITS.set(collected)
-        is_dict = kwargs.pop("return_dict", None)
+        is_dict, kwargs["return_dict"] = kwargs.get("return_dict"), True
         try:
-            output = super().forward(*args, **kwargs, return_dict=True)
+            output: Any = super().forward(*args, **kwargs)
         finally:
             _ROUTER_LOGITS.reset(token)
         attention_mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
