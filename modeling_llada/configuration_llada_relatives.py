@@ -32,6 +32,16 @@ for _name in ("mlp_hidden_size", "mlp_ratio", "multi_query_attention", "init_cut
     del RELATIVE_FIELD_TYPES[_name]
 
 
+# What transformers 5 alone can split; a norm of heads sees those of one process only.
+EXPERTS_TP_PLAN = {
+    "transformer.blocks.*.mlp.experts": "moe_tp_experts",
+    "transformer.blocks.*.mlp.experts.gate_up_proj": "packed_colwise",
+    "transformer.blocks.*.mlp.experts.down_proj": "rowwise",
+    "transformer.blocks.*.q_norm": "replicated_with_grad_allreduce",
+    "transformer.blocks.*.k_norm": "replicated_with_grad_allreduce",
+}
+
+
 class RelativeConfig(LLaDAConfig):
     """What the configurations of the relatives share; see `ILLaDAConfig` and `LLaDAMoEConfig`."""
 
@@ -233,20 +243,11 @@ class LLaDAMoEConfig(RelativeConfig):
         "router_num_group": (None,),
         "router_topk_group": (None,),
     }
-    _EXPERTS = "transformer.blocks.*.mlp.experts"
     base_model_tp_plan = {
         **LLaDAConfig.base_model_tp_plan,
         **{f"transformer.blocks.*.shared_expert.{name}": "colwise" for name in ("gate_proj", "up_proj")},
         "transformer.blocks.*.shared_expert.down_proj": "rowwise",
-        **(
-            {
-                f"{_EXPERTS}.gate_up_proj": "packed_colwise",
-                f"{_EXPERTS}.down_proj": "rowwise",
-                _EXPERTS: "moe_tp_experts",
-            }
-            if SPLITS_VOCABULARY
-            else {}
-        ),
+        **(EXPERTS_TP_PLAN if SPLITS_VOCABULARY else {}),
     }
 
     def __init__(
