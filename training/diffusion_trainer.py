@@ -322,6 +322,9 @@ class DiffusionTrainer(ResumableTrainer):
         else:
             loss = pretraining_loss(predictions.token_losses, noisy, num_items)
         loss = loss * self.accelerator.num_processes
+        if predictions.aux_loss is not None:  # a mean over the batches of the step, and over the processes
+            share = self.model.config.router_aux_loss_coef / self.current_gradient_accumulation_steps
+            loss = loss + share * predictions.aux_loss
         return (loss, predictions) if return_outputs else loss
 
     def _predict(
@@ -347,8 +350,9 @@ class DiffusionTrainer(ResumableTrainer):
             complementary=complementary,
         )
         num_draws = len(noisy.input_ids) // len(inputs["input_ids"])
-        logits = model(**self._model_inputs(noisy, inputs, num_draws)).logits
-        return noisy, score_masked(logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
+        output = model(**self._model_inputs(noisy, inputs, num_draws))
+        predictions = score_masked(output.logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
+        return noisy, predictions._replace(aux_loss=getattr(output, "aux_loss", None))
 
     def _model_inputs(self, noisy: NoisyBatch, inputs: dict[str, Tensor], num_draws: int) -> dict[str, Any]:
         """Arguments of the model: packed documents move into their rows. Logits keep the order of `noisy.is_masked`."""
