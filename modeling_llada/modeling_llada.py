@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
@@ -24,10 +24,10 @@ from transformers.utils import logging
 
 from .cache_llada import BlockCache
 from .canvas_llada import Canvas  # noqa: F401 - transformers 4.57 copies only the files that this one names
-from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig, read_json_object, read_weight_index
+from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
 from .constraints_llada import Constraints  # noqa: F401 - likewise
 from .continuous_batching_llada import generate_many
-from .generation_config_llada import DEFAULTS, LLaDAGenerationConfig
+from .generation_config_llada import LLaDAGenerationConfig, check_files
 from .generation_llada import LLaDAGenerationMixin
 from .prepacking_llada import prepacked_weights
 from .unmasking_llada import Proposer
@@ -790,38 +790,3 @@ def _check_packing(options: dict[str, Any], has_mask: bool) -> None:
     if given and len(given) < len(PACKING_KEYWORDS):
         missing = next(name for name in PACKING_KEYWORDS if name not in options)
         raise ValueError(f"`{given[0]}` needs `{missing}` beside it; pass {', '.join(PACKING_KEYWORDS)} together.")
-
-
-def check_files(folder: Any) -> None:
-    """Read the files beside the weights that transformers does not check.
-
-    Args:
-        folder: where they lie; those that are not there are not needed.
-
-    Raises:
-        ValueError: for a generation config or an index of weights that is damaged, naming it.
-    """
-    for name, read in READERS.items():
-        if os.path.isfile(file := os.path.join(folder, name)):
-            read(file)
-
-
-def _read_generation_config(file: str) -> None:
-    fields = read_json_object(file)
-    try:
-        try:
-            LLaDAGenerationConfig.from_generation_config(GenerationConfig.from_dict(fields))
-        except TypeError:  # transformers compares values without a look at their types; this names the option
-            LLaDAGenerationConfig().updated(**{name: fields[name] for name in fields if name in DEFAULTS})
-            raise
-    except (ValueError, TypeError) as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(f"`{file}` sets what cannot be read ({reason}); correct the file, or delete it.") from None
-
-
-# What reads the files beside the weights.
-READERS = {
-    "generation_config.json": _read_generation_config,
-    "model.safetensors.index.json": read_weight_index,
-    "pytorch_model.bin.index.json": read_weight_index,
-}

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 import llada_cli.main
-from tests.helpers import ROOT
+from tests.helpers import CODE_FILES, ROOT
 
 FOLDERS = {
     "llada": "llada",
@@ -241,7 +241,7 @@ def test_the_version_stands_in_one_place():
 
 
 def test_the_bundled_model_carries_the_code_of_the_package():
-    ours = {path.name: path.read_text() for path in (ROOT / "modeling_llada").glob("*.py") if path.stem != "__init__"}
+    ours = {name: (ROOT / "modeling_llada" / name).read_text() for name in CODE_FILES}
     theirs = {path.name: path.read_text() for path in BUNDLED.glob("*.py")}
     stale = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     assert not stale, f"copy these from modeling_llada/ to {BUNDLED.relative_to(ROOT)}/: {', '.join(sorted(stale))}"

@@ -3,12 +3,14 @@
 import copy
 import difflib
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
+from .configuration_llada import read_json_object, read_weight_index
 from .unmasking_llada import COMMIT_RULES, CommitRule
 
 logger = logging.get_logger(__name__)
@@ -505,3 +507,41 @@ def warn_of_unused(config: GenerationConfig) -> None:
             "These options of the generation config have no meaning for masked diffusion and are not used: "
             f"{', '.join(sorted(unused))}."
         )
+
+
+def check_files(folder: Any) -> None:
+    """Read the files beside the weights that transformers does not check.
+
+    Args:
+        folder: where they lie; those that are not there are not needed.
+
+    Raises:
+        ValueError: for a generation config or an index of weights that is damaged, naming it.
+    """
+    for name, read in READERS.items():
+        file = os.path.join(folder, name)
+        # Where all weights lie in one file, no index is read.
+        is_read = not (name.endswith(".index.json") and os.path.isfile(file.removesuffix(".index.json")))
+        if is_read and os.path.isfile(file):
+            read(file)
+
+
+def _read_generation_config(file: str) -> None:
+    fields = read_json_object(file)
+    try:
+        try:
+            LLaDAGenerationConfig.from_generation_config(GenerationConfig.from_dict(fields))
+        except TypeError:  # transformers compares values without a look at their types; this names the option
+            LLaDAGenerationConfig().updated(**{name: fields[name] for name in fields if name in DEFAULTS})
+            raise
+    except (ValueError, TypeError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"`{file}` sets what cannot be read ({reason}); correct the file, or delete it.") from None
+
+
+# What reads the files beside the weights.
+READERS = {
+    "generation_config.json": _read_generation_config,
+    "model.safetensors.index.json": read_weight_index,
+    "pytorch_model.bin.index.json": read_weight_index,
+}
