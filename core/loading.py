@@ -203,6 +203,8 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
     check_files(name, file.parent)
     config, folder = read_json_object(file), local_folder(name)
     if "peft_type" not in config and model_class_of(config) is None:
+        if str(config.get("model_type")).startswith("llada2"):
+            raise ValueError(f"`{name}` is a LLaDA2, whose attention is causal between blocks; it is not supported.")
         raise ValueError(
             f"`{name}` is not a LLaDA checkpoint: its config.json has `model_type` {config.get('model_type')!r} where "
             f"{' or '.join(map(repr, MODEL_TYPES))} is expected; convert a Llama-style model with `llada convert "
