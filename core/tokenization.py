@@ -143,8 +143,8 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
     """
     if not tokenizer.chat_template:
         raise ValueError(
-            "The tokenizer has no `chat_template`, which marks the turns of a conversation; give plain prompts, or save "
-            "the checkpoint's chat_template.jinja beside its tokenizer.json."
+            "The tokenizer has no `chat_template`, which marks the turns of a conversation; give plain prompts, or "
+            "save the checkpoint's chat_template.jinja beside its tokenizer.json."
         )
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]

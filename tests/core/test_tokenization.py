@@ -201,5 +201,5 @@ def test_only_fast_tokenizers_are_saved(tmp_path):
 
 def test_a_conversation_without_a_template_is_refused(tokenizer) -> None:
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="has no `chat_template`, .* give plain prompts"):
+    with pytest.raises(ValueError, match=r"has no `chat_template`, .* give plain prompts"):
         encode_chat(tokenizer, [QUESTION])
