@@ -311,7 +311,7 @@ class DiffusionTrainer(ResumableTrainer):
         of `get_batch_samples`.
         """
         args = self.args
-        noisy, predictions = self._predict(
+        noisy, predictions, aux_loss = self._predict(
             model, inputs, args.seed, self.state.global_step, args.exact_count, args.complementary_masks
         )
         self._step_metrics.update(predictions, noisy)
@@ -322,9 +322,9 @@ class DiffusionTrainer(ResumableTrainer):
         else:
             loss = pretraining_loss(predictions.token_losses, noisy, num_items)
         loss = loss * self.accelerator.num_processes
-        if predictions.aux_loss is not None:  # a mean over the batches of the step, and over the processes
+        if aux_loss is not None:  # a mean over the batches of the step, and over the processes
             share = self.model.config.router_aux_loss_coef / self.current_gradient_accumulation_steps
-            loss = loss + share * predictions.aux_loss
+            loss = loss + share * aux_loss
         return (loss, predictions) if return_outputs else loss
 
     def _predict(
@@ -335,8 +335,8 @@ class DiffusionTrainer(ResumableTrainer):
         step: int,
         exact_count: bool,
         complementary: bool = False,
-    ) -> tuple[NoisyBatch, MaskedPredictions]:
-        """Mask the batch, and score the masked positions."""
+    ) -> tuple[NoisyBatch, MaskedPredictions, Optional[Tensor]]:
+        """Mask the batch, and score the masked positions; with them the load-balancing loss of a mixture of experts."""
         noisy = draw_noise(
             inputs["input_ids"],
             inputs["labels"],
@@ -352,7 +352,7 @@ class DiffusionTrainer(ResumableTrainer):
         num_draws = len(noisy.input_ids) // len(inputs["input_ids"])
         output = model(**self._model_inputs(noisy, inputs, num_draws))
         predictions = score_masked(output.logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
-        return noisy, predictions._replace(aux_loss=getattr(output, "aux_loss", None))
+        return noisy, predictions, getattr(output, "aux_loss", None)
 
     def _model_inputs(self, noisy: NoisyBatch, inputs: dict[str, Tensor], num_draws: int) -> dict[str, Any]:
         """Arguments of the model: packed documents move into their rows. Logits keep the order of `noisy.is_masked`."""
@@ -377,7 +377,7 @@ class DiffusionTrainer(ResumableTrainer):
         (inputs,) = self._prepare_rows([self._prepare_inputs(inputs)], EVALUATION_SEED, EVALUATION_STEP)
         inputs["noise_levels"] = low_discrepancy_noise_levels(inputs["example_id"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            noisy, predictions = self._predict(model, inputs, EVALUATION_SEED, EVALUATION_STEP, exact_count=True)
+            noisy, predictions, _ = self._predict(model, inputs, EVALUATION_SEED, EVALUATION_STEP, exact_count=True)
         sums = row_sums(predictions, noisy)
         num_tokens = (inputs["labels"] != IGNORE_INDEX).sum(-1)
         losses = sums[:, 2] * noisy.weights
