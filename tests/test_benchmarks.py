@@ -83,7 +83,7 @@ def test_with_a_temperature_no_row_claims_equal_tokens(tmp_path) -> None:
         (["peak_memory", "--tokens", "64"], "`--tokens` must exceed 2 blocks (64), got 64"),
         (["head_and_loss", "--shares", "1,0"], "`--shares` must lie in (0, 1], got [1.0, 0.0]"),
         (["gradient_variance", "--pairs", "1"], "`--pairs` must be at least 2 for a standard error, got 1"),
-        (["steps_quality", "--groups", "rules,cashes"], "takes rules, measures, remasking, caches, got cashes"),
+        (["steps_quality", "--groups", "rules,cashes"], "takes rules, measures, remasking, fallback, caches, got cashes"),
     ],
     ids=" ".join,
 )
@@ -226,7 +226,7 @@ def test_the_quality_benchmark_measures_every_way_to_decode_and_draws_a_plot(tmp
     result, printed = result_of("steps_quality.py", tmp_path / "r.json", *arguments)
     rows = result["results"]
     assert rows[0]["label"] == "one token per pass"
-    assert {row["group"] for row in rows} == {"rules", "measures", "remasking", "caches"}
+    assert {row["group"] for row in rows} == {"rules", "measures", "remasking", "fallback", "caches"}
     rules = {"schedule", "threshold", "factor", "frechet", "entropy_bound"}
     assert rules == {row["line"] for row in rows if row["group"] == "rules"}
     numbers = {"mean", "standard_error", "difference", "difference_standard_error"}
