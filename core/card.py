@@ -34,7 +34,9 @@ PLACEHOLDERS = ("generated_from_trainer", "[More Information Needed]")
 OPTIONS_SHOWN = (
     "sequence_length", "max_length", "random_length_probability", "attention_annealing_steps", "turns", "eos_fill",
     "packing", "loss_normalization", "noise_eps", "exact_count", "low_discrepancy", "num_noise_samples",
-    "complementary_masks", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
+    "complementary_masks", "objective", "block_length", "threshold", "fallback", "denoising_steps", "num_levels",
+    "levels", "prompt_mask_rate", "num_generations", "max_completion_length", "temperature", "num_iterations", "beta",
+    "epsilon", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
     "num_train_epochs", "max_steps", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "decay_steps",
     "decay_type", "min_lr_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "bf16", "fp16", "seed",
 )  # fmt: skip
@@ -513,7 +515,8 @@ def _describe_data(trainer: Any) -> str:
 
 def _describe_part(title: str, rows: Any, sources: Optional[list[str]]) -> str:
     facts = [*(f"`{_public_name(name)}`" for name in sources or []), f"{len(rows):,} rows"]
-    if hasattr(rows, "with_format"):  # a `datasets.Dataset`
+    # A `datasets.Dataset`; of prompts that are tokenised when they are needed, the tokens are not known.
+    if hasattr(rows, "with_format") and "input_ids" in rows.column_names:
         facts.append(f"{_count_tokens(rows):,} tokens")
     return f"- {title}: {', '.join(facts)}."
 

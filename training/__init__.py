@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "batch": ["LLaDACollator"],
         "diffusion_trainer": ["write_card"],
         "data": ["load_documents", "pack_documents"],
+        "grpo": ["LLaDAGRPOConfig", "LLaDAGRPOTrainer"],
         "log_probability": [
             "draw_noises",
             "elbo_log_probability",
@@ -22,6 +23,8 @@ __getattr__, __dir__, __all__ = attach(
         "plots": ["plot_loss_curve"],
         "pretrain_command": ["pretrain_main"],
         "pretraining": ["LLaDAPretrainingConfig", "LLaDAPretrainingTrainer"],
+        "puzzles": ["Countdown", "Sudoku", "make_countdowns", "make_sudokus"],
+        "rewards": ["countdown_reward", "format_reward", "math_reward", "sudoku_reward"],
         "sft": ["LLaDASFTConfig", "LLaDASFTTrainer"],
         "sft_command": ["sft_main"],
     },

@@ -79,7 +79,9 @@ def make_sudokus(count: int, size: int, num_empty: int, split: str, seed: int = 
     if size not in BOXES:
         raise ValueError(f"`size` must be one of {', '.join(map(str, BOXES))}, got {size!r}.")
     if not 0 < num_empty < size**2:
-        raise ValueError(f"`num_empty` must be from 1 to {size**2 - 1}, the cells of the grid less one, got {num_empty}.")
+        raise ValueError(
+            f"`num_empty` must be from 1 to {size**2 - 1}, the cells of the grid less one, got {num_empty}."
+        )
     _check_split(split)
     generator, made = random.Random(f"{seed} {size} {num_empty} {split}"), {}
     for _ in range(count):
