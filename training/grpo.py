@@ -164,8 +164,8 @@ class LLaDAGRPOConfig(TrainingOptions, GRPOConfig):
         for name, (value, reason) in OBJECTIVE_FIXED_OPTIONS[self.objective].items():
             if getattr(self, name) != value:
                 raise ValueError(
-                    f"`{name}` must be {value} with objective={self.objective} ({reason}), got {getattr(self, name)!r}; "
-                    "leave it out."
+                    f"`{name}` must be {value} with objective={self.objective} ({reason}), got "
+                    f"{getattr(self, name)!r}; leave it out."
                 )
         if self.num_levels < 1:
             raise ValueError(f"`num_levels` must be at least 1, got {self.num_levels}; leave it out.")
@@ -268,7 +268,7 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         self._rollout: Any = None
         self._iterations: Sequence[int] = (0,)
         self._scores: Any = None
-        self._num_evaluated = 0
+        self._num_evaluated, self._said_equal = 0, False
         for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             self._check_prompts(data, name)
 
@@ -308,6 +308,12 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         """TRL's sampler, whose order depends on the seed and the epoch alone, also in a resumed run."""
         sampler = super()._get_train_sampler(dataset)
         return _EpochSampler(sampler, self.args.seed, lambda: int((self.state.epoch or 0.0) + 1e-6))
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """The rows of a batch; TRL shuffles those of a round, here by the seed and the round alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(row_seed(self.args.seed, self._step // self._round_length, 0))
+            return super()._prepare_inputs(generation_batch)
 
     def _generate_single_turn(
         self, prompt_ids: list, images: Any, multimodal_fields: Any, num_generations: int, has_tool_images: bool = False
@@ -369,8 +375,9 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
             num_scored = (output["completion_mask"] * output["tool_mask"]).sum()
             output["num_items_in_batch"] = self.accelerator.gather(num_scored).sum()
         self._log_rollouts(rollout)
-        if not self.accelerator.gather(output["advantages"]).any():
-            logger.warning_once(
+        if not self._said_equal and not self.accelerator.gather(output["advantages"]).any():
+            self._said_equal = True
+            logger.warning(
                 "All answers to each prompt got the same reward, so there is nothing to learn from them. If this "
                 "goes on (`frac_reward_zero_std` is 1), prompts are too easy or too hard, or the reward reads none of "
                 "the answers."

@@ -30,6 +30,10 @@ WAYS = [
     {"frechet": 0.3, "fallback": "leftmost"},
     {"threshold": 0.3, "fallback": "leftmost", "remasking": "margin"},
 ]
+# Ways to estimate the bound.
+QUADRATURE = {"num_levels": 2, "levels": "quadrature"}
+ESTIMATORS = [{"num_levels": 1}, {"num_levels": 2, "complementary": True}, QUADRATURE]
+ESTIMATORS += [QUADRATURE | {"complementary": True}]
 
 
 @pytest.fixture
@@ -220,9 +224,7 @@ def exact_bound(model, rollout, width=2):
 
 
 @pytest.mark.parametrize("answer", [[0, 2, 1], [1, 3, 0]])
-@pytest.mark.parametrize("noise", [{"num_levels": 1}, {"num_levels": 2, "complementary": True},
-                                   {"num_levels": 2, "levels": "quadrature"},
-                                   {"num_levels": 2, "levels": "quadrature", "complementary": True}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("noise", ESTIMATORS, ids=str)
 @torch.no_grad()
 def test_the_mean_of_the_bounds_is_the_exact_bound(small, answer, noise):
     num_draws = 2000
