@@ -17,8 +17,8 @@ from datasets import Dataset
 from llada_training import LLaDAGRPOConfig, LLaDAGRPOTrainer
 from llada_training.rollouts import Rollout
 from modeling_llada import LLaDAModelLM
-
 from tests.helpers import run_stranger
+
 from .conftest import CHECKPOINTS
 from .grpo_processes import DATA, OPTIONS, THRESHOLDS, letters, make_trainer, train
 
