@@ -179,13 +179,23 @@ def elbo_token_terms(logits_at: LogitsAt, noises: list[NoisyBatch], labels: Tens
         The mean over the noisy batches of weight times log p(token | noisy row) where a token is masked, in nats, with
         gradient; float32 [batch, seq]; 0 outside the answer. Rows add up to the bound.
     """
-    terms = [level_terms(logits_at, noisy, labels) for noisy in noises]
+    terms = []
+    for noisy in noises:
+        predictions = score_masked(logits_at(noisy.input_ids, noisy.is_masked), labels, noisy.is_masked)
+        terms.append(token_terms(predictions.token_losses, noisy))
     return torch.stack(terms).mean(0)
 
 
-def level_terms(logits_at: LogitsAt, noisy: NoisyBatch, labels: Tensor) -> Tensor:
-    """The terms of one noisy batch: weight times log p(token | noisy row) where masked; float32 [batch, seq]."""
-    token_losses = score_masked(logits_at(noisy.input_ids, noisy.is_masked), labels, noisy.is_masked).token_losses
+def token_terms(token_losses: Tensor, noisy: NoisyBatch) -> Tensor:
+    """The terms of one noisy batch, each at its token's place.
+
+    Args:
+        token_losses: -log p(token | noisy row) at the masked positions, rows one after the other; [num_masked].
+        noisy: the noisy batch.
+
+    Returns:
+        Weight times log-probability where a token is masked, 0 elsewhere; float32 [batch, seq].
+    """
     rows = noisy.is_masked.nonzero()[:, 0]
     weighted = -token_losses * noisy.weights.to(token_losses.dtype)[rows]
     return weighted.new_zeros(noisy.is_masked.shape).masked_scatter(noisy.is_masked, weighted)
