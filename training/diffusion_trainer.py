@@ -128,7 +128,7 @@ class TrainingOptions:
         if not torch.accelerator.is_available():
             self.use_cpu = True
             # Where it is unset, TRL turns it on; most CPUs emulate it.
-            self.bf16 = bool(self.bf16)
+            vars(self)["bf16"] = bool(vars(self)["bf16"])
         super().__post_init__()  # type: ignore[misc]
         self.warmup_steps = warmup_steps
         for name in ("train_data", "validation_data"):
