@@ -9,6 +9,8 @@ __getattr__, __dir__, __all__ = attach(
         "batch": ["LLaDACollator"],
         "diffusion_trainer": ["write_card"],
         "data": ["load_documents", "pack_documents"],
+        "dpo": ["LLaDADPOConfig", "LLaDADPOTrainer"],
+        "kto": ["LLaDAKTOConfig", "LLaDAKTOTrainer"],
         "log_probability": [
             "draw_noises",
             "elbo_log_probability",
