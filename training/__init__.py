@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = attach(
         "loss": ["pretraining_loss", "score_masked", "sft_loss"],
         "noise": ["draw_noise", "random_lengths", "training_noise_levels"],
         "plots": ["plot_loss_curve"],
+        "preference_command": ["dpo_main", "kto_main"],
         "pretrain_command": ["pretrain_main"],
         "pretraining": ["LLaDAPretrainingConfig", "LLaDAPretrainingTrainer"],
         "sft": ["LLaDASFTConfig", "LLaDASFTTrainer"],
