@@ -83,7 +83,10 @@ def test_with_a_temperature_no_row_claims_equal_tokens(tmp_path) -> None:
         (["peak_memory", "--tokens", "64"], "`--tokens` must exceed 2 blocks (64), got 64"),
         (["head_and_loss", "--shares", "1,0"], "`--shares` must lie in (0, 1], got [1.0, 0.0]"),
         (["gradient_variance", "--pairs", "1"], "`--pairs` must be at least 2 for a standard error, got 1"),
-        (["steps_quality", "--groups", "rules,cashes"], "takes rules, measures, remasking, fallback, caches, got cashes"),
+        (
+            ["steps_quality", "--groups", "rules,cashes"],
+            "takes rules, measures, remasking, fallback, caches, got cashes",
+        ),
     ],
     ids=" ".join,
 )

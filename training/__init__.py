@@ -9,7 +9,10 @@ __getattr__, __dir__, __all__ = attach(
         "batch": ["LLaDACollator"],
         "diffusion_trainer": ["write_card"],
         "data": ["load_documents", "pack_documents"],
+        "dpo": ["LLaDADPOConfig", "LLaDADPOTrainer"],
+        "kto": ["LLaDAKTOConfig", "LLaDAKTOTrainer"],
         "grpo": ["LLaDAGRPOConfig", "LLaDAGRPOTrainer"],
+        "grpo_command": ["grpo_main"],
         "log_probability": [
             "draw_noises",
             "elbo_log_probability",
@@ -21,6 +24,7 @@ __getattr__, __dir__, __all__ = attach(
         "loss": ["pretraining_loss", "score_masked", "sft_loss"],
         "noise": ["draw_noise", "random_lengths", "training_noise_levels"],
         "plots": ["plot_loss_curve"],
+        "preference_command": ["dpo_main", "kto_main"],
         "pretrain_command": ["pretrain_main"],
         "pretraining": ["LLaDAPretrainingConfig", "LLaDAPretrainingTrainer"],
         "puzzles": ["Countdown", "Sudoku", "make_countdowns", "make_sudokus"],

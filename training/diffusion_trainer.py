@@ -258,6 +258,8 @@ class LLaDATrainer(ResumableTrainer):
     loss_is_scaled_for_ga = True
     # Whether the model learns to answer, so that its card shows a conversation.
     learns_responses = False
+    # What the card says of the logged losses.
+    loss_description = "those of the diffusion objective, in nats per token"
     # Narrower than `Trainer` declares them.
     processing_class: Any
     lr_scheduler: Any
@@ -454,13 +456,13 @@ class DiffusionTrainer(LLaDATrainer):
         return {"loss": loss} | summarize(level_sums(rows[:, :4]), rows[:, 5].sum().item())
 
 
-def refuse_arguments(options: dict[str, Any], objective: str) -> None:
+def refuse_arguments(options: dict[str, Any], objective: str, names: tuple[str, ...] = REFUSED_ARGUMENTS) -> None:
     """Refuse arguments of `Trainer` that would replace the objective.
 
     Raises:
-        ValueError: if one of `REFUSED_ARGUMENTS` is given.
+        ValueError: if one of `names` is given.
     """
-    for name in REFUSED_ARGUMENTS:
+    for name in names:
         if options.get(name) is not None:
             raise ValueError(f"`{name}` must be unset, {objective} brings its own, got one; leave it out.")
 

@@ -31,6 +31,7 @@ from .diffusion_trainer import (
     check_model,
     load_for_training,
     option,
+    refuse_arguments,
     without_adapter,
 )
 from .log_probability import LEVEL_CHOICES
@@ -128,9 +129,11 @@ class LLaDAGRPOConfig(TrainingOptions, GRPOConfig):
     denoising_steps: Optional[int] = option(None, "Rollouts: passes for an answer. Unset: as many as it takes.")
     cache: str = option("none", "Rollouts: none, prefix or dual. With a cache, answers are scored again without it.")
     rollout_batch_size: Optional[int] = option(None, "Answers generated together by a process. Unset: all of a step.")
-    num_levels: int = option(2, "espo: noise levels of an estimate, each a pass of the model.")
+    num_noise_samples: int = option(4, "espo: masks of an estimate, each a pass of the model.")
+    complementary_masks: bool = option(
+        True, "espo: half of the masks hide just what the other half left, so that every token is scored."
+    )
     levels: str = option("stratified", "espo: noise levels are drawn (stratified) or fixed nodes (quadrature).")
-    complementary_masks: bool = option(True, "espo: follow each mask by its complement, twice the passes.")
     prompt_mask_rate: float = option(0.15, "diffu: share of the prompt that is masked.")
 
     # Fields of GRPOConfig and TrainingArguments with another default here.
@@ -156,6 +159,11 @@ class LLaDAGRPOConfig(TrainingOptions, GRPOConfig):
         self._check_rollouts()
 
     @property
+    def num_levels(self) -> int:
+        """Noise levels of an estimate; with `complementary_masks` each is used twice."""
+        return self.num_noise_samples // 2 if self.complementary_masks else self.num_noise_samples
+
+    @property
     def rollout_options(self) -> dict[str, Any]:
         """Options of `generate` for the rollouts."""
         return {name: getattr(self, field) for name, field in ROLLOUT_FIELDS.items()} | (self.generation_kwargs or {})
@@ -167,8 +175,13 @@ class LLaDAGRPOConfig(TrainingOptions, GRPOConfig):
                     f"`{name}` must be {value} with objective={self.objective} ({reason}), got "
                     f"{getattr(self, name)!r}; leave it out."
                 )
-        if self.num_levels < 1:
-            raise ValueError(f"`num_levels` must be at least 1, got {self.num_levels}; leave it out.")
+        if self.num_noise_samples < 1:
+            raise ValueError(f"`num_noise_samples` must be at least 1, got {self.num_noise_samples}; leave it out.")
+        if self.complementary_masks and self.num_noise_samples % 2:
+            raise ValueError(
+                "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
+                f"{self.num_noise_samples}; pass num_noise_samples={self.num_noise_samples + 1}."
+            )
         if self.levels not in LEVEL_CHOICES:
             raise ValueError(f"`levels` must be one of {', '.join(LEVEL_CHOICES)}, got {self.levels!r}.")
         if not 0.0 <= self.prompt_mask_rate < 1.0:
@@ -220,6 +233,7 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
 
     _name = "LLaDA GRPO"
     learns_responses = True
+    loss_description = "those of the policy, whose mean is 0 at the start of a round"
     args: LLaDAGRPOConfig
 
     def __init__(
@@ -233,9 +247,7 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         **options: Any,
     ):
         args = _complete_args(model, args)
-        for name in REFUSED_GRPO_ARGUMENTS:
-            if options.get(name) is not None:
-                raise ValueError(f"`{name}` must be unset, an answer is one canvas here, got one; leave it out.")
+        refuse_arguments(options, "an answer on one canvas", REFUSED_GRPO_ARGUMENTS)
         if isinstance(model, str):
             check_model(AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code))
         else:
@@ -320,11 +332,11 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
     ) -> tuple[list[list[int]], None]:
         """Answer prompts, and keep the rollout for the scores."""
         device, args = self.accelerator.device, self.args
-        rows = [torch.tensor(ids) for ids in prompt_ids]
-        mask = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True, padding_side="left").to(device)
+        prompts = [torch.tensor(ids) for ids in prompt_ids]
+        mask = pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left").to(device)
         pad_id = self._tokenizer.pad_token_id
-        ids = pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left").to(device)
-        keys, size = self._next_keys(len(rows)).to(device), args.rollout_batch_size or len(rows)
+        ids = pad_sequence(prompts, batch_first=True, padding_value=pad_id, padding_side="left").to(device)
+        keys, size = self._next_keys(len(prompts)).to(device), args.rollout_batch_size or len(prompts)
         options = args.rollout_options | {"eos_token_id": self.eos_token_ids, "pad_token_id": pad_id}
         with (
             unwrap_model_for_generation(
@@ -338,10 +350,9 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
             self.accelerator.autocast(),
         ):
             parts = [
-                generate_rollouts(model, *(values[start : start + size] for values in (ids, mask, keys)), args.seed,
-                                  **options)
-                for start in range(0, len(ids), size)
-            ]  # fmt: skip
+                generate_rollouts(model, *rows, args.seed, **options)
+                for rows in zip(ids.split(size), mask.split(size), keys.split(size))
+            ]
         self._rollout = Rollout(*(torch.cat(values) for values in zip(*parts)))
         return [row[chosen].tolist() for row, chosen in zip(self._rollout.ids, self._rollout.is_answer)], None
 
@@ -444,7 +455,11 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         place = (width, mask_id, args.seed, iteration)
         if args.objective == "diffu":
             return one_pass_scores(model, rollout, *place, args.prompt_mask_rate)
-        noise = {"num_levels": args.num_levels, "levels": args.levels, "complementary": args.complementary_masks}
+        noise: dict[str, Any] = {
+            "num_levels": args.num_levels,
+            "levels": args.levels,
+            "complementary": args.complementary_masks,
+        }
         return elbo_scores(model, rollout, *place, **noise)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -524,7 +539,7 @@ class _EpochSampler(RepeatSampler):
     """TRL's sampler with a new order in every epoch, by the seed and the number of the epoch."""
 
     def __init__(self, sampler: RepeatSampler, seed: int, epoch: Callable[[], int]):
-        vars(self).update(vars(sampler))
+        self.__dict__.update(vars(sampler))
         self.run_seed, self.epoch = seed, epoch
 
     def __iter__(self) -> Iterator[int]:

@@ -169,9 +169,8 @@ def _replay(rollout: Rollout, history: tuple[Tensor, ...], passes: list[_Pass], 
         start = width + first // config.block_length * config.block_length
         block = slice(start, start + config.block_length)
         is_masked = is_masked[:, block]
-        grid = [_on_grid(found.confidence, is_masked, -torch.inf)]
-        grid += [None if found.entropies is None else _on_grid(found.entropies, is_masked, 0.0)]
-        is_allowed = rule(grid[0], 0, grid[1])
+        entropies = None if found.entropies is None else _on_grid(found.entropies, is_masked, 0.0)
+        is_allowed = rule(_on_grid(found.confidence, is_masked, -torch.inf), 0, entropies)
         # The padding of a row that has just ended is no token; no later pass saw what it replaced.
         goes_on = (after == mask_id).any(-1, keepdim=True)
         is_new = is_masked & (after[:, block] != mask_id) & (rollout.is_answer[:, block] | goes_on)

@@ -256,7 +256,8 @@ BAD_OPTIONS = [
     ({"denoising_steps": 4}, "`denoising_steps` must be None with objective=fork"),
     ({"objective": "espo", "loss_type": "dapo"}, "`loss_type` must be grpo with objective=espo"),
     ({"objective": "espo", "importance_sampling_level": "token"}, "`importance_sampling_level` must be sequence"),
-    ({"objective": "espo", "num_levels": 0}, "`num_levels` must be at least 1, got 0"),
+    ({"objective": "espo", "num_noise_samples": 0}, "`num_noise_samples` must be at least 1, got 0"),
+    ({"objective": "espo", "num_noise_samples": 3}, "`num_noise_samples` must be even .* pass num_noise_samples=4"),
     ({"objective": "espo", "levels": "even"}, "`levels` must be one of stratified, quadrature, got 'even'"),
     ({"objective": "diffu", "prompt_mask_rate": 1.0}, "`prompt_mask_rate` must be in .0, 1., got 1.0"),
     ({"rollout_batch_size": 0}, "`rollout_batch_size` must be at least 1, got 0"),
@@ -297,7 +298,7 @@ def test_data_that_cannot_be_trained_on_are_refused_before_the_first_step(make, 
 
 
 def test_arguments_of_other_engines_are_refused(make):
-    with pytest.raises(ValueError, match="`tools` must be unset, an answer is one canvas here"):
+    with pytest.raises(ValueError, match="`tools` must be unset, an answer on one canvas brings"):
         make(tools=[print])
 
 
