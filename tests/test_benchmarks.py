@@ -191,6 +191,21 @@ def test_the_memory_of_head_and_loss_follows_the_masked_positions(tmp_path) -> N
     assert "| masked ones" in printed
 
 
+# --- preference_memory.py --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_preference_step_does_not_grow_with_the_levels_and_its_gradient_is_the_same(tmp_path) -> None:
+    sizes = ["--levels", "1,8", "--pairs", "2", "--tokens", "128", "--d-model", "64", "--layers", "4", "--heads", "2"]
+    sizes += ["--mlp", "128", "--vocab", "2048", "--threads", "1"]
+    result, printed = result_of("preference_memory.py", tmp_path / "r.json", *sizes)
+    rows = {(row["way"], row["levels"]): row for row in result["results"]}
+    kept, again = rows["all activations", 8], rows["level by level", 8]
+    assert again["added_mib"] < 1.5 * rows["level by level", 1]["added_mib"] < kept["added_mib"]
+    assert again["gradient_norm"] == pytest.approx(kept["gradient_norm"], rel=1e-6)
+    assert "level by level" in printed
+
+
 # --- gradient_variance.py --------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ DOCUMENTS = (
     "docs/architecture.md",
     "docs/generation.md",
     "docs/training.md",
+    "docs/post-training.md",
     "docs/conversion.md",
     "docs/decoding.md",
     "docs/evaluation.md",
@@ -104,6 +105,15 @@ def test_the_command_lines_of_the_readme_run(folder) -> None:
     assert '"forward_passes"' in output
     for name in ("my-sft", "my-text"):
         assert (folder / "runs" / name / "loss_curve.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.newest_only
+def test_the_command_lines_of_post_training_run(folder) -> None:
+    commands = blocks("docs/post-training.md", "bash")
+    assert commands
+    run("bash", "-e", "-c", "\n".join(commands), folder=folder)
+    assert (folder / "runs" / "my-dpo" / "loss_curve.png").exists()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.newest_only
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRETRAINING_BATCH, SFT_BATCH = 1280, 256  # the paper's, in sequences of 4096 tokens and in pairs
+VRPO_BATCH = 64  # that of LLaDA 1.5, in pairs
 TOKENS_OF_A_STEP = PRETRAINING_BATCH * 4096
 # How a command reads its options; those of the training come first.
 PARSERS = {
@@ -28,7 +29,7 @@ PARSERS = {
     "kto": parse_kto,
     "grpo": parse_grpo,
 }
-NUM_GPUS = {"pretrain-1b": 32, "pretrain-8b": 64, "pretrain-8b-stage2": 64, "sft-8b": 8, "sft-lora-8b": 1}
+NUM_GPUS = {"pretrain-1b": 32, "pretrain-8b": 64, "pretrain-8b-stage2": 64, "sft-8b": 8, "sft-lora-8b": 1, "vrpo-8b": 8}
 
 
 def read(name: str) -> Any:
@@ -66,7 +67,7 @@ def test_every_recipe_is_read_by_its_command_without_a_gpu(name):
 
 @pytest.mark.parametrize("name, batch", [("pretrain-1b", PRETRAINING_BATCH), ("pretrain-8b", PRETRAINING_BATCH),
                                          ("pretrain-8b-stage2", PRETRAINING_BATCH), ("sft-8b", SFT_BATCH),
-                                         ("sft-lora-8b", 32)])  # fmt: skip
+                                         ("sft-lora-8b", 32), ("vrpo-8b", VRPO_BATCH)])  # fmt: skip
 def test_the_gpus_a_recipe_names_give_its_batch(name, batch):
     config, head = read(name), (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
     per_device, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
@@ -92,6 +93,18 @@ def test_the_8b_fine_tuning_has_the_papers_epochs_and_learning_rates():
     middle, start = num_steps // 2, num_steps - num_steps // 10
     expected = [2.5e-5, 2.5e-5, 2.5e-5, 2.5e-6]
     assert rates(config, num_steps, [50, middle, start - 1, num_steps]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_preferences_at_8b_have_the_settings_of_llada_1_5():
+    config = read("vrpo-8b")
+    num_steps = math.ceil(350_000 / VRPO_BATCH)
+    assert (config.loss_type, config.loss_weights, config.beta) == (["sigmoid", "sft"], [1.0, 0.05], 0.2)
+    assert (config.num_noise_samples, config.num_train_epochs, config.weight_decay) == (8, 1, 0.01)
+    assert (config.adam_beta1, config.adam_beta2) == (0.9, 0.95)
+    expected = [0, 5e-7, 2.5e-7, 0]
+    assert rates(config, num_steps, [0, 15, 15 + (num_steps - 15) // 2, num_steps]) == pytest.approx(
+        expected, rel=1e-3, abs=1e-15
+    )
 
 
 @pytest.mark.parametrize("name, num_all, num_inner", [("pretrain-8b", 8.02, 6.98), ("pretrain-1b", 1.49, 0.97)])
