@@ -113,7 +113,8 @@ def test_the_command_lines_of_post_training_run(folder) -> None:
     commands = blocks("docs/post-training.md", "bash")
     assert commands
     run("bash", "-e", "-c", "\n".join(commands), folder=folder)
-    assert (folder / "runs" / "my-dpo" / "loss_curve.png").exists()
+    for name in ("my-dpo", "my-grpo"):
+        assert (folder / "runs" / name / "loss_curve.png").exists()
 
 
 @pytest.mark.slow
