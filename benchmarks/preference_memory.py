@@ -24,6 +24,8 @@ from llada_training.preference import ElboHead
 
 WAYS = {"all activations": False, "level by level": True}
 BETA = 0.2
+# Bytes: smaller than a layer's activations, so that freed ones do not count.
+THRESHOLD = 2**15
 
 
 def step(model: Any, reference: Any, ids: torch.Tensor, num_prompt: int) -> torch.Tensor:
@@ -94,7 +96,7 @@ def main() -> None:
         print(json.dumps(measure(args, *json.loads(args.case))))
         return
     about, hint = machine(), "fewer `--pairs` or `--tokens`"
-    results = [measure_in_process([way, levels], hint) for way in WAYS for levels in args.levels]
+    results = [measure_in_process([way, levels], hint, THRESHOLD) for way in WAYS for levels in args.levels]
     print(about)
     print(show(results))
     write_json({"command": command(), "machine": about, "settings": vars(args), "results": results}, args.json)

@@ -110,7 +110,7 @@ class LLaDADPOTrainer(PreferenceTrainer, DPOTrainer):
     Source: VRPO in LLaDA 1.5 (arXiv:2505.19223). The levels of an answer are stratified here, drawn independently of
     each other there. The loss `sft` is that of fine-tuning (LLaDA, arXiv:2502.09992, Eq. 5), the mean over the pairs of
     the bound per token; TRL's is divided by the tokens of a batch, which depends on how a step is split.
-    Not handled: the last column of metrics that TRL computes of the next token (entropy, logits, token accuracy).
+    Not handled: TRL's metrics of the next token (entropy, logits, token accuracy), which are not logged.
     """
 
     _name = "LLaDA DPO"

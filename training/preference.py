@@ -12,6 +12,7 @@ import copy
 import functools
 import itertools
 import types
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional, Union
@@ -526,6 +527,8 @@ def check_reference(reference: Any, config: Any) -> None:
 def check_preferences(dataset: Dataset, source: str, formats: Formats, wanted: str) -> None:
     """Refuse data without the columns, with missing values, an empty answer, or labels that are not true or false.
 
+    A pair of equal answers is warned of: each has its own noise, so that their log ratios differ by noise.
+
     Raises:
         ValueError: in these cases.
     """
@@ -542,6 +545,14 @@ def check_preferences(dataset: Dataset, source: str, formats: Formats, wanted: s
                 raise ValueError(
                     f"`{column}` must not be empty, got {value!r} in row {index} of {source}; leave it out."
                 )
+    if {"chosen", "rejected"} <= set(columns):
+        same = [index for index, pair in enumerate(zip(rows["chosen"], rows["rejected"])) if pair[0] == pair[1]]
+        if same:
+            warnings.warn(
+                f"{len(same)} of {len(rows)} pairs of {source} have the same answer twice, the first is row {same[0]}; "
+                "they add noise alone, so leave them out.",
+                stacklevel=3,
+            )
     if "label" in columns:
         for index, label in enumerate(rows["label"]):
             if label not in (True, False):

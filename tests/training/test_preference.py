@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from trl import DPOConfig
 
+from llada_core.loading import load_model
 from llada_core.tokenization import save_tokenizer
 from llada_training import (
     LLaDADPOConfig,
@@ -23,7 +24,7 @@ from llada_training import (
     draw_noises,
     elbo_log_probability,
 )
-from llada_training.adapters import merge_adapter
+from llada_training.adapters import LORA_TARGET_MODULES, merge_adapter
 from llada_training.dpo import LOSS_TYPES
 from modeling_llada import LLaDAModelLM
 from tests.helpers import run_stranger
@@ -363,6 +364,40 @@ def test_with_lora_only_the_adapter_changes_and_the_merged_model_loads_as_remote
     assert torch.allclose(torch.tensor(json.loads(run.stdout)), expected, atol=1e-5)
 
 
+def test_an_adapter_that_was_trained_before_starts_from_itself_as_reference(make, make_model):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=LORA_TARGET_MODULES, task_type="CAUSAL_LM", init_lora_weights=False)
+    torch.manual_seed(1)
+    trainer = make(model=peft.get_peft_model(make_model(max_sequence_length=160), config), max_steps=1)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0
+
+
+def test_a_model_of_remote_code_in_bfloat16_starts_with_a_log_ratio_of_exactly_zero(make, tmp_path):
+    folder = tmp_path / "base"
+    make().save_model(str(folder))
+    model = load_model(folder, dtype="float32", trust_remote_code=True)
+    assert not isinstance(model, LLaDAModelLM)
+    trainer = make(model=model, bf16=True, loss_type=["sigmoid"], max_steps=1)
+    trainer.train()
+    assert logged(trainer, "loss") == pytest.approx([math.log(2)], abs=1e-6)
+    assert trainer.state.log_history[0]["rewards/margins"] == 0
+
+
+def test_several_sets_are_evaluated_by_name(make, preferences):
+    sets = {"first": preferences.select(range(4)), "second": preferences.select(range(4, 8))}
+    found = make(eval_dataset=sets).evaluate()
+    assert found["eval_first_loss"] > math.log(2) and found["eval_second_loss"] > math.log(2)
+
+
+def test_kto_takes_pairs_apart(make, preferences):
+    trainer = make(LLaDAKTOTrainer, train_dataset=preferences)
+    assert len(trainer.train_dataset) == 2 * len(preferences)
+    assert sum(trainer.train_dataset["label"]) == len(preferences)
+    assert len(set(trainer.train_dataset["example_id"])) == 2 * len(preferences)
+
+
 def test_a_saved_model_has_a_card_of_its_training(make, tmp_path):
     trainer = make(max_steps=1)
     trainer.train()
@@ -425,6 +460,14 @@ def test_data_without_the_columns_are_refused(make, preferences, verdicts):
         make(train_dataset=None)
     with pytest.raises(ValueError, match=r"must be a `datasets\.Dataset`.*got list"):
         make(train_dataset=[1])
+
+
+def test_pairs_of_equal_answers_are_counted_in_a_warning(make):
+    row = {"prompt": "1 and 1 make", "chosen": " 2", "rejected": " 3"}
+    with pytest.warns(
+        UserWarning, match="1 of 2 pairs of the train data have the same answer twice, the first is row 1"
+    ):
+        make(train_dataset=Dataset.from_list([row, row | {"rejected": " 2"}]))
 
 
 def test_a_reference_with_another_vocabulary_is_refused(make, make_model):
