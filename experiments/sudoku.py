@@ -101,7 +101,7 @@ class SudokuOptions:
     num_chosen: int = 128
     shape: Shape = Shape(96, 3)  # noqa: RUF009 (frozen)
     fit: FitOptions = FitOptions(learning_rate=1e-3)  # noqa: RUF009
-    fit_steps: int = 3000
+    fit_steps: int = 900
     fit_batch: int = 128
     num_looks: int = 30
     wanted: float = 0.5

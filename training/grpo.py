@@ -263,17 +263,20 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         if beta and adapter is None and without_adapter(model) is model:
             reference, args.beta = copy.deepcopy(model).eval().requires_grad_(False), 0.0
         own_forward = vars(without_adapter(model)).get("forward")
-        super().__init__(
-            model=model,
-            reward_funcs=[_checked(function) for function in reward_funcs],
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **options,
-        )
+        try:
+            super().__init__(
+                model=model,
+                reward_funcs=[_checked(function) for function in reward_funcs],
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **options,
+            )
+        finally:
+            args.beta = beta
         _drop_fused_forward(without_adapter(self.model), own_forward)
-        self.beta = args.beta = beta
+        self.beta = beta
         if reference is not None:
             self.ref_model = self._prepare_reference(reference)
         # Answers that are scored now, with the numbers of the passes over them, and their last scores.

@@ -24,10 +24,16 @@ from .noise import IGNORE_INDEX, PROMPT_STREAM, ROLLOUT_STREAM, row_uniforms
 # The pass of tokens that were given, and of those that were never committed.
 GIVEN, NEVER = -1, torch.iinfo(torch.int64).max
 # Options of `generate` with which the model would not draw from the distribution that is scored, or would see another
-# canvas than the one that is made again.
-UNSCORABLE_OPTIONS = (
-    "cfg_scale", "remask_rate", "suffix_window", "logits_eos_inf", "confidence_eos_eot_inf", "top_p", "top_k",
-)  # fmt: skip
+# canvas than the one that is made again; each with the values that do no harm.
+UNSCORABLE_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "cfg_scale": (0,),
+    "remask_rate": (0,),
+    "suffix_window": (None,),
+    "logits_eos_inf": (False,),
+    "confidence_eos_eot_inf": (False,),
+    "top_p": (None, 1),
+    "top_k": (None,),
+}
 
 
 class Rollout(NamedTuple):
@@ -93,14 +99,15 @@ def generate_rollouts(
     Raises:
         ValueError: for one of `UNSCORABLE_OPTIONS`, and as `generate`.
     """
-    for name in UNSCORABLE_OPTIONS:
-        if options.get(name):
-            raise ValueError(
-                f"`{name}` must be unset for rollouts, whose tokens must be drawn from what is scored, got "
-                f"{options[name]!r}; leave it out."
-            )
     model, width = without_adapter(model), input_ids.shape[1]
+    # With what the model's own generation config says.
     config = model.prepare_options(None, options)
+    for name, harmless in UNSCORABLE_OPTIONS.items():
+        if getattr(config, name) not in harmless:
+            raise ValueError(
+                f"`{name}` must be {harmless[0]} for rollouts, whose tokens must be drawn from what is scored, got "
+                f"{getattr(config, name)!r}; leave it out, also of the model's generation config."
+            )
     passes: list[_Pass] = []
     with _recorded(model, passes):
         output = model.generate(

@@ -154,6 +154,14 @@ def test_a_resumed_run_equals_a_whole_one_bit_for_bit_also_from_the_middle_of_a_
         assert torch.equal(weights_of(resumed), weights_of(whole))
 
 
+def test_a_checkpoint_without_the_answers_of_a_process_is_refused(make, tmp_path):
+    make(max_steps=1, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    (checkpoint / "rollouts_0.pt").unlink()
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must hold the answers of every process"):
+        make(max_steps=2).train(resume_from_checkpoint=str(checkpoint))
+
+
 def test_two_runs_are_equal_and_another_seed_is_another_run(make):
     runs = [make(seed=seed) for seed in (7, 7, 8)]
     for trainer in runs:
@@ -295,6 +303,21 @@ BAD_DATA = [
 def test_data_that_cannot_be_trained_on_are_refused_before_the_first_step(make, data, message):
     with pytest.raises(ValueError, match=message):
         make(data=data())
+
+
+def test_a_run_without_data_is_refused(make_model, tokenizer, tmp_path):
+    config = LLaDAGRPOConfig(**OPTIONS, output_dir=str(tmp_path), per_device_train_batch_size=4)
+    with pytest.raises(ValueError, match="`train_dataset` must be given, got None"):
+        LLaDAGRPOTrainer(make_model(), letters, config, processing_class=tokenizer)
+
+
+def test_the_reference_is_a_copy_that_does_not_move_and_the_options_stay_as_they_were(make):
+    trainer = make("espo", max_steps=2)
+    before = [weight.clone() for weight in trainer.ref_model.parameters()]
+    assert trainer.args.beta == trainer.beta == 0.1
+    trainer.train()
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.ref_model.parameters()))
+    assert not any(weight.requires_grad for weight in trainer.ref_model.parameters())
 
 
 def test_arguments_of_other_engines_are_refused(make):

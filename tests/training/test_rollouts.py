@@ -152,10 +152,23 @@ def test_with_a_cache_the_record_differs_and_the_scores_do_not_depend_on_it(mode
         )
 
 
-@pytest.mark.parametrize("name", ["cfg_scale", "remask_rate", "suffix_window", "top_p", "logits_eos_inf"])
-def test_options_that_make_the_score_another_distributions_are_refused(model, name):
-    with pytest.raises(ValueError, match=f"`{name}` must be unset for rollouts, .* got 0.5"):
-        roll_out(model, **{name: 0.5})
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        ({"cfg_scale": 0.5}, 0),
+        ({"remask_rate": 0.5}, 0),
+        ({"top_p": 0.5}, None),
+        ({"suffix_window": 0}, None),
+        ({"logits_eos_inf": True}, False),
+    ],
+)
+def test_options_that_make_the_score_another_distributions_are_refused(model, options, wanted):
+    [(name, value)] = options.items()
+    with pytest.raises(ValueError, match=f"`{name}` must be {wanted} for rollouts, .* got {value}; leave it out"):
+        roll_out(model, **options)
+    model.generation_config = model.generation_config.updated(**options)
+    with pytest.raises(ValueError, match=f"`{name}` must be {wanted} .* also of the model's generation config"):
+        roll_out(model)
 
 
 def test_an_answer_depends_on_its_key_and_not_on_its_neighbours(model):
