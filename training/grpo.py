@@ -303,6 +303,11 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
             return
         config, length = without_adapter(self.model).config, self.max_completion_length
         limit = config.max_sequence_length - length
+        if limit < 1:
+            raise ValueError(
+                "`max_completion_length` must leave room for a prompt in the model's `max_sequence_length` "
+                f"({config.max_sequence_length}), got {length}; lower it."
+            )
         for start in range(0, len(data), CHECK_BATCH):
             prompts = data[start : start + CHECK_BATCH]["prompt"]
             for number, ids in enumerate(self._tokenize_prompts(prompts)[0], start=start):

@@ -311,6 +311,17 @@ def test_a_run_without_data_is_refused(make_model, tokenizer, tmp_path):
         LLaDAGRPOTrainer(make_model(), letters, config, processing_class=tokenizer)
 
 
+def test_a_model_is_loaded_by_its_folder_and_an_answer_without_room_is_refused(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = r"`max_completion_length` must leave room for a prompt .* \(256\), got 512; lower it"
+    with pytest.raises(ValueError, match=message):
+        LLaDAGRPOTrainer(str(place / "model"), letters, train_dataset=Dataset.from_dict(DATA))
+    config = LLaDAGRPOConfig(**OPTIONS, output_dir=str(tmp_path), per_device_train_batch_size=4)
+    trainer = LLaDAGRPOTrainer(str(place / "model"), letters, config, train_dataset=Dataset.from_dict(DATA))
+    assert trainer.model.config.n_layers == 2 and trainer.processing_class.mask_token_id == 488
+    assert trainer.ref_model is not None
+
+
 def test_the_reference_is_a_copy_that_does_not_move_and_the_options_stay_as_they_were(make):
     trainer = make("espo", max_steps=2)
     before = [weight.clone() for weight in trainer.ref_model.parameters()]
