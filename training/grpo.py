@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
@@ -31,7 +32,6 @@ from .diffusion_trainer import (
     check_model,
     load_for_training,
     option,
-    refuse_arguments,
     without_adapter,
 )
 from .log_probability import LEVEL_CHOICES
@@ -45,7 +45,7 @@ from .rollouts import (
     generate_rollouts,
     one_pass_scores,
 )
-from .sft import _drop_fused_forward
+from .sft import drop_fused_forward
 
 logger = logging.get_logger(__name__)
 
@@ -247,7 +247,9 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         **options: Any,
     ):
         args = _complete_args(model, args)
-        refuse_arguments(options, "an answer on one canvas", REFUSED_GRPO_ARGUMENTS)
+        for name in REFUSED_GRPO_ARGUMENTS:
+            if options.get(name) is not None:
+                raise ValueError(f"`{name}` must be unset, an answer is one canvas in one turn, got one; leave it out.")
         if isinstance(model, str):
             check_model(AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code))
         else:
@@ -258,9 +260,10 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         if (adapter := options.get("peft_config")) is not None:
             complete_adapter(adapter)
         model = load_for_training(model, args, options)
-        # TRL would load the reference anew, from wherever the model's config says it came from.
+        # TRL would load the reference anew, from wherever the model's config says it came from. Under ZeRO-3 it may:
+        # there the weights lie elsewhere.
         beta, reference = args.beta, None
-        if beta and adapter is None and without_adapter(model) is model:
+        if beta and adapter is None and without_adapter(model) is model and not is_deepspeed_zero3_enabled():
             reference, args.beta = copy.deepcopy(model).eval().requires_grad_(False), 0.0
         own_forward = vars(without_adapter(model)).get("forward")
         try:
@@ -275,7 +278,7 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
             )
         finally:
             args.beta = beta
-        _drop_fused_forward(without_adapter(self.model), own_forward)
+        drop_fused_forward(without_adapter(self.model), own_forward)
         self.beta = beta
         if reference is not None:
             self.ref_model = self._prepare_reference(reference)

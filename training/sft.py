@@ -214,7 +214,7 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             processing_class=processing_class,
             **options,
         )
-        _drop_fused_forward(without_adapter(self.model), own_forward)
+        drop_fused_forward(without_adapter(self.model), own_forward)
         if args.packing:
             check_attention(self.model.config._attn_implementation)
         # Set late: TRL sets the pad token only if it makes the collator itself, and accepts none with packing.
@@ -281,7 +281,7 @@ def _complete_args(model: Any, args: Any) -> LLaDASFTConfig:
     return args
 
 
-def _drop_fused_forward(model: Any, own_forward: Any) -> None:
+def drop_fused_forward(model: Any, own_forward: Any) -> None:
     """Take away the forward that TRL put on the instance: a deep copy would keep running this model's weights.
 
     The hooks of a model spread over devices also stand on the instance; with them, TRL's stays (nothing calls it).

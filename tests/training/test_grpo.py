@@ -189,6 +189,7 @@ def test_evaluation_answers_alike_every_time(make):
     assert first["eval_loss"] == second["eval_loss"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(place):
     expected = {objective: train(place, objective, 8) for objective in OBJECTIVES}
     config = Path(__file__).parents[2] / "accelerate_configs" / "ddp.yaml"
@@ -332,7 +333,7 @@ def test_the_reference_is_a_copy_that_does_not_move_and_the_options_stay_as_they
 
 
 def test_arguments_of_other_engines_are_refused(make):
-    with pytest.raises(ValueError, match="`tools` must be unset, an answer on one canvas brings"):
+    with pytest.raises(ValueError, match="`tools` must be unset, an answer is one canvas in one turn"):
         make(tools=[print])
 
 
