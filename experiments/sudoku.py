@@ -13,8 +13,8 @@ It writes a table, a figure and a record into the folder; trainings that are fin
    test puzzle is one of a training puzzle (see `llada_training.puzzles`).
 
 A row of ids is a start token, the 16 cells of the puzzle, an equals sign and the 16 cells of the solution. The settings
-of the objectives are the published ones but for what a model of this size needs (learning rate, number of passes over
-a round, and no LoRA).
+of the objectives are the published ones but for what a model of this size needs (threshold, learning rate, number of
+passes over a round, and no LoRA).
 """
 
 import argparse
@@ -60,9 +60,10 @@ SIZE, NUM_CELLS = 4, 16
 TOKENS = ("0", "1", "2", "3", "4", "=", "<start>", "<end>", "<mask>")
 EQUALS, START, END, MASK = (TOKENS.index(token) for token in ("=", "<start>", "<end>", "<mask>"))
 PROMPT_LENGTH = NUM_CELLS + 2
-# What each objective sets beside what all share.
+# What each objective sets beside what all share. At the published threshold of 0.8 only 3 % of the tokens of such a start
+# are fallbacks, at 0.99 40 %; published are 12 %.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "fork": {"threshold": 0.8, "num_iterations": 1, "beta": 0.0, "epsilon": 0.2},
+    "fork": {"threshold": 0.95, "num_iterations": 1, "beta": 0.0, "epsilon": 0.2},
     "espo": {"num_noise_samples": 4, "num_iterations": 4, "beta": 1e-2, "epsilon": 0.2, "scale_rewards": "none"},
     "diffu": {"prompt_mask_rate": 0.15, "num_iterations": 4, "beta": 0.04, "epsilon": 0.5,
               "use_bias_correction_kl": False},
@@ -107,8 +108,8 @@ class SudokuOptions:
     wanted: float = 0.5
     num_rounds: int = 120
     num_prompts: int = 16
-    num_generations: int = 8
-    learning_rate: float = 1e-4
+    num_generations: int = 16
+    learning_rate: float = 3e-4
     temperature: float = 0.8
     num_tests: int = 8
     num_seeds: int = 3
@@ -220,7 +221,7 @@ def reinforce(objective: str, seed: int, start: str, options: SudokuOptions) -> 
             folder, objective=objective, seed=seed, max_steps=options.num_rounds * num_iterations,
             per_device_train_batch_size=num_answers, num_generations=options.num_generations,
             max_completion_length=NUM_CELLS, block_length=NUM_CELLS, temperature=options.temperature,
-            generation_kwargs={"stop_at_eos": False}, learning_rate=options.learning_rate, warmup_steps=0,
+            generation_kwargs={"stop_at_eos": False}, learning_rate=options.learning_rate, warmup_steps=0.1,
             weight_decay=0.0, max_grad_norm=1.0, bf16=False, gradient_checkpointing=False, save_strategy="no",
             logging_steps=num_iterations, report_to="none", disable_tqdm=True, **settings,
         )  # fmt: skip
