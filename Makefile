@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup demo test check bench setup-optimum test-optimum
+.PHONY: help setup demo test test-upstream check bench setup-optimum test-optimum
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 PIP_FLAGS ?= --quiet
@@ -25,6 +25,9 @@ OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
 PACKAGES := llada:llada modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
 	evaluation:llada_evaluation cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
+
+# Where transformers' own tests are unpacked.
+UPSTREAM := build/upstream
 
 # What runs under transformers 4.57: the Hub code and the tokenizer, and whatever is not left out here.
 OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments cli test_imports.py test_packaging.py,--ignore tests/$(path))
@@ -50,6 +53,12 @@ demo: $(CORE_READY) ## ask the bundled model three questions
 test: $(READY) ## run the tests
 	@echo "Testing in $(VENV) …"
 	@$(PYTEST) $(VENV)/bin/pytest $(IN_PARALLEL) $(PYTEST_FLAGS)
+
+test-upstream: $(READY) ## run transformers' own model tests, downloaded with pip, on ours
+	@$(VENV)/bin/python tests/upstream/download.py $(UPSTREAM)
+	@echo "Testing with the tests of transformers $$($(VENV)/bin/python -c 'from importlib.metadata import version as v; print(v("transformers"))') …"
+	@$(PYTEST) RUN_SLOW=1 PYTHONPATH="$(UPSTREAM)$${PYTHONPATH:+:$$PYTHONPATH}" $(VENV)/bin/pytest --numprocesses $(WORKERS) \
+		-r fEx $(PYTEST_FLAGS) tests/upstream
 
 check: $(READY) ## formatting, lint and types
 	@echo "Formatting: ruff format --check"

@@ -55,7 +55,7 @@ class Infilling:
 
     def __init__(self, model: Any, tokenizer: Any, num_texts: int, num_seeds: int):
         texts = [line["text"] for line in read_lines("heldout.jsonl", num_texts)]
-        encoded = tokenizer(texts, return_tensors="pt", padding=True)
+        encoded = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
         self.model, self.num_seeds, self.num_columns = model, num_seeds, encoded["input_ids"].shape[1]
         self.ids = encoded["input_ids"].repeat(num_seeds, 1)
         self.attention_mask = encoded["attention_mask"].bool().repeat(num_seeds, 1)

@@ -18,7 +18,7 @@ from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 
 from .display import cut_at_stop
-from .generate import active_stop_ids, check_seed, decode_answer, load_with_notice, open_length
+from .generate import active_stop_ids, check_seed, decode_answer, load_with_notice
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
 
 
@@ -61,7 +61,6 @@ def answer_file(
     _check_output(output_file, input_file, answers)
     model_options = {**model_options, "device": process.own_device(model_options.get("device"))}
     checkpoint = load_with_notice(model_options, quiet or process.rank > 0)
-    options = open_length(options)
     settings = describe_run(prompts, input_file, checkpoint, options, chat)
     done = {} if overwrite else answers.find(settings)
     share = prompts.lines[process.rank :: process.num_processes]
@@ -134,6 +133,7 @@ def answer_lines(
             batch_size,
             generation_config=checkpoint.options,
             seeds=None if seed is None else [seed + line.index for line in lines],
+            tokenizer=checkpoint.tokenizer,
             **{name: value for name, value in options.items() if name != "seed"},
         )
     except ValueError as error:

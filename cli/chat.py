@@ -17,7 +17,6 @@ from .generate import (
     answer_batch,
     check_text,
     load_with_notice,
-    open_length,
     print_answer,
     show_canvas,
     split_seed,
@@ -100,7 +99,7 @@ def hold_conversation(
     check_text(system or "", "`--system`")
     console, stays = choose_console(answers_on_stdout=False, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
-    options, generators = split_seed(open_length(options), checkpoint, num_rows=1)
+    options, generators = split_seed(options, checkpoint, num_rows=1)
     settled = checkpoint.options.updated(**options)
     longest = settled.max_length or checkpoint.model.config.max_sequence_length
     room = longest - (settled.max_new_tokens or settled.block_length)

@@ -134,14 +134,16 @@ class CanvasStreamer(BaseStreamer):
         self._live.stop()
 
     def put(self, value: Any) -> None:
-        """Receive the prompt first, then each finished block; int64 [batch, length]."""
+        """Receive the prompt first, then each finished block; int64 [batch, length], or [length] for one row."""
+        value = value[None] if value.dim() == 1 else value
         rows = value.tolist()
         if self._finished is None:
             self._finished = [[] for _ in rows]
             self._shown = [] if self.prompts else rows
         elif self.prompts:
             self._finished = [done + row for done, row in zip(self._finished, rows)]
-            self._draft = self._draft[:, value.shape[1] :]
+            # The rest of the canvas comes with the next draft; after a stop string there is none.
+            self._draft = self._draft[:, :0]
         else:
             self._draft = value
 

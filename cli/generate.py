@@ -67,7 +67,6 @@ def answer_prompts(
         raise ValueError("`--chat` and `--infill` exclude each other; pass one of them.")
     if infill and "max_new_tokens" in options:
         raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` has no effect; leave it out.")
-    options = open_length(options)
     prompts = prompts or read_prompts()
     console, stays = choose_console(answers_on_stdout=json_lines, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
@@ -175,11 +174,6 @@ def check_seed(seed: int, num_rows: int) -> None:
         )
 
 
-def open_length(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options; an answer that may grow up to `max_length` has no canvas length."""
-    return {"max_new_tokens": None, **options} if "max_length" in options else options
-
-
 def split_seed(
     options: dict[str, Any], checkpoint: Checkpoint, num_rows: int
 ) -> tuple[dict[str, Any], list[torch.Generator] | None]:
@@ -225,6 +219,7 @@ def answer_batch(
         generation_config=checkpoint.options,
         streamer=streamer,
         generator=generators,
+        tokenizer=tokenizer,
         return_dict_in_generate=True,
         **options,
     )

@@ -14,9 +14,9 @@ import typer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_TYPES = {"int": int, "float": float, "bool": bool, "str": str}
+_TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "texts": list[str]}
 # Options of generation that make no sense at a prompt.
-_WITHOUT_FLAG = ("do_sample", "return_dict_in_generate", "output_history")
+_WITHOUT_FLAG = ("do_sample", "return_dict_in_generate", "output_history", "num_return_sequences")
 
 
 def _generation_options() -> list[tuple[str, Any, str]]:
@@ -57,7 +57,9 @@ def takes(table: list[tuple[str, Any, str]], into: str, panel: str) -> Callable[
         @functools.wraps(command)
         def wrapper(**values: Any) -> Any:
             given = {name: values.pop(name) for name, _, _ in table}
-            return command(**values, **{into: {name: value for name, value in given.items() if value is not None}})
+            return command(
+                **values, **{into: {name: value for name, value in given.items() if value not in (None, [])}}
+            )
 
         own = [p for p in inspect.signature(command).parameters.values() if p.name != into]
         _set_parameters(wrapper, own + [_parameter(*row, panel=panel) for row in table])

@@ -1,5 +1,6 @@
 """Converts a Llama-style autoregressive checkpoint to LLaDA: the same weights, no causal mask, a mask token."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Optional
@@ -21,6 +22,7 @@ from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .folders import check_space, check_target, complete_folder
+from .official import licence_texts
 from .runtimes import require_packages
 from .weights import llada_name
 
@@ -66,7 +68,7 @@ def convert_autoregressive(
     (`llada train pretrain`) before it can unmask.
 
     The tokenizer gets a mask token, the tokens of LLaDA's chat template and the template itself, in place of the
-    source's. Tokens that the source does not have get a row of the embedding and of the head.
+    source's. Tokens that the source does not have get a row of the embedding and of the head. Licence texts are copied.
 
     Args:
         source: folder or Hub id of a checkpoint with its tokenizer.
@@ -84,7 +86,8 @@ def convert_autoregressive(
 
     Raises:
         ValueError: for a source of another kind, with a field that LLaDA does not compute, with missing, extra or
-            wrongly shaped tensors (all are listed) or a file that is cut off, and for options that cannot work.
+            wrongly shaped tensors (all are listed) or a file that is cut off, for licence texts that are links out
+            of the folder, and for options that cannot work.
         FileExistsError: if `target` exists and may not be replaced.
         OSError: if `source` cannot be read, or `target` not be written, for want of space for instance.
 
@@ -94,6 +97,7 @@ def convert_autoregressive(
     check_target(target, force)
     folder = fetch_checkpoint(source, files=CHECKPOINT_FILES if gguf_file is None else (*DESCRIPTIONS, gguf_file))
     check_target(target, force, source=folder)
+    texts = licence_texts(folder)
     if gguf_file is not None:
         _check_gguf(folder, gguf_file)
     source_config = read_source_config(folder, gguf_file)
@@ -109,6 +113,8 @@ def convert_autoregressive(
     with complete_folder(target, force) as scratch:
         model.save_pretrained(scratch)
         save_tokenizer(tokenizer, scratch)
+        for text in texts:
+            shutil.copyfile(text, scratch / text.name)
     return Path(target)
 
 

@@ -2,14 +2,15 @@
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# How a program that wraps the system's error still says it; safetensors' own error does.
-_NO_SPACE_TEXT = os.strerror(errno.ENOSPC)
+# How libraries say it that wrap the system's error: safetensors with its text, numpy with the numbers of items.
+_NO_SPACE_TEXT = re.compile(rf"{re.escape(os.strerror(errno.ENOSPC))}|\d+ requested and \d+ written")
 
 
 @contextmanager
@@ -33,17 +34,28 @@ def complete_folder(target: str | Path, force: bool = False) -> Iterator[Path]:
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     scratch.mkdir()
     try:
-        yield scratch
-        _put_in_place(scratch, target)
-    except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE_TEXT in str(error):
-            raise OSError(
-                f"The disk of `{target.parent}` is full; free space, or name a folder on another disk. "
-                "Nothing was left behind."
-            ) from error
-        raise
+        with full_disk_named(target.parent):
+            yield scratch
+            _put_in_place(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_named(place: Path) -> Iterator[None]:
+    """Say that the disk of `place` is full, whichever way a library says so; the caller removes what was written.
+
+    Raises:
+        OSError: if so. Other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE_TEXT.search(str(error)):
+            raise OSError(
+                f"The disk of `{place}` is full; free space, or name a folder on another disk. Nothing was left behind."
+            ) from error
+        raise
 
 
 def check_target(target: str | Path, force: bool = False, source: str | Path | None = None) -> None:
@@ -89,9 +101,17 @@ def check_space(target: str | Path, num_bytes: int) -> None:
     free = shutil.disk_usage(next(parent for parent in parents if parent.exists())).free
     if num_bytes > free:
         raise OSError(
-            f"`{target}` needs {num_bytes / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB free; free space, or "
-            "name a folder on another disk."
+            f"`{target}` needs {_size(num_bytes)}, but its disk has {_size(free)} free; free space, or name a folder "
+            "on another disk."
         )
+
+
+def _size(num_bytes: int) -> str:
+    """Spell a size in the unit that leaves one to three digits before the point; small sizes are exact."""
+    size, units = float(num_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 999.95 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{num_bytes} bytes" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
 
 
 def _put_in_place(scratch: Path, target: Path) -> None:

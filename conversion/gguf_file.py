@@ -18,6 +18,7 @@ from llada_core.loading import load_model, load_tokenizer
 from llada_core.tokenization import EOT_TOKEN, missing_tokens
 from modeling_llada import LLaDAConfig
 
+from .folders import full_disk_named
 from .official import read_config
 from .runtimes import require_packages
 from .weights import HEAD_NAME
@@ -54,7 +55,7 @@ def export_gguf(
         ValueError: for unknown weights, a checkpoint that is not LLaDA, a tokenizer that is not byte-level BPE or
             splits by a rule without a known name.
         ImportError: if `gguf` is not installed.
-        OSError: for a source that is not there and a target that is.
+        OSError: for a source that is not there, a target that is, and a full disk.
 
     Source: llama.cpp, conversion of `LLaDAModelLM`; `gguf` 0.19, `MODEL_ARCH.LLADA`.
     """
@@ -69,8 +70,9 @@ def export_gguf(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        _write(partial, folder.name, config, tokenizer, model.state_dict(), weights, pre_tokenizer)
-        os.replace(partial, target)
+        with full_disk_named(target.parent):
+            _write(partial, folder.name, config, tokenizer, model.state_dict(), weights, pre_tokenizer)
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     return target

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import modeling_llada.modeling_llada as modeling
 from llada_core.digests import file_digest
 from llada_core.hub import fetch_checkpoint
-from llada_core.loading import check_tokenizer, complete_options, load_tokenizer
+from llada_core.loading import check_files, check_tokenizer, complete_options, load_tokenizer
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 from modeling_llada.configuration_llada import AUTO_MAP
@@ -27,6 +28,7 @@ from .weights import (
     LAYOUTS,
     StoredTensor,
     copy_file,
+    data_size,
     is_sharded,
     link_file,
     llada_name,
@@ -75,8 +77,8 @@ def convert_official(
         The folder.
 
     Raises:
-        ValueError: for another architecture, weights that do not fit the config (all are listed), damaged files, and
-            a tokenizer that does not fit.
+        ValueError: for another architecture, weights that do not fit the config (all are listed), damaged files, a
+            tokenizer that does not fit, and licence texts that are links out of the folder.
         OSError: for a source that is not there, a target that is, a full disk, and what the Hub refuses.
     """
     if layout not in LAYOUTS:
@@ -85,8 +87,10 @@ def convert_official(
     config = read_config(fetch_checkpoint(source, revision, files=("config.json",)))  # before weights are downloaded
     folder = fetch_checkpoint(source, revision)
     check_target(target, force, source=folder)
+    check_files(str(source), folder)
     tensors = stored_tensors(folder)
     check_tensors(folder, config, tensors)
+    licence_texts(folder)  # a link is refused before gigabytes are copied
     if link and any(LAYOUTS[layout](name) != name for name in tensors):
         raise ValueError(f"`link` cannot rename, but `{folder}` is not in layout={layout!r} already; leave it out.")
     check_space(target, 0 if link else sum(path.stat().st_size for path in weight_files(folder)))
@@ -102,9 +106,10 @@ def read_config(folder: Path) -> LLaDAConfig:
     """Read the config of a dense LLaDA.
 
     Raises:
-        ValueError: for another `model_type`, for LLaDA-MoE, and for what `LLaDAConfig` refuses.
+        ValueError: for another `model_type`, for LLaDA-MoE, for what `LLaDAConfig` refuses, and as `check_files`.
         OSError: if there is none.
     """
+    check_files(str(folder), folder)
     fields, _ = LLaDAConfig.get_config_dict(folder)
     if fields.get("model_type") != LLaDAConfig.model_type:
         raise ValueError(
@@ -155,6 +160,8 @@ def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:
     if is_sharded(source):
         index = json.loads((source / INDEX_NAME).read_text(encoding="utf-8"))
         index["weight_map"] = {rename(name): file for name, file in read_index(source).items()}
+        if not isinstance(index.get("metadata"), dict):  # transformers does not load an index without
+            index["metadata"] = {"total_size": sum(data_size(path) for path in weight_files(source))}
         (target / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -179,16 +186,40 @@ def write_other_files(source: Path, target: Path, config: LLaDAConfig, with_code
 def write_descriptions(
     source: Path, target: Path, config: Any, options: GenerationConfig, tokenizer: Any, with_code: bool
 ) -> None:
-    """Write what describes a model, the licence texts, which must travel with it, and code, which config.json names."""
+    """Write what describes a model, the licence texts, which must travel with it, and code, which config.json names.
+
+    Raises:
+        ValueError: for licence texts that are links out of `source`.
+    """
+    texts = licence_texts(source)
     save_tokenizer(tokenizer, target)
     options.save_pretrained(target)
     fields = {**json.loads(config.to_json_string()), "auto_map": dict(AUTO_MAP)}
     if not with_code:
         del fields["auto_map"]
     (target / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    texts = [path for pattern in ("LICENSE*", "NOTICE*") for path in source.glob(pattern)]
     for path in texts + (code_files() if with_code else []):
         shutil.copyfile(path, target / path.name)
+
+
+def licence_texts(folder: Path) -> list[Path]:
+    """List the licence texts of a checkpoint.
+
+    Raises:
+        ValueError: for links to anything but files of the folder, or, in the Hub's cache, of the repository.
+    """
+    texts = sorted(path for pattern in ("LICENSE*", "NOTICE*") for path in folder.glob(pattern) if not path.is_dir())
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":  # models--user--name/snapshots/COMMIT, whose files lie in blobs
+        allowed.append(home.parents[1] / "blobs")
+    strays = [path.name for path in texts if not (path.is_file() and path.resolve().parent in allowed)]
+    if strays:
+        raise ValueError(
+            f"Licence texts must be files of `{folder}`, but these are links out of it or to nothing: "
+            f"{', '.join(strays)}; put the files themselves there."
+        )
+    return texts
 
 
 def code_files() -> list[Path]:
@@ -215,13 +246,20 @@ def verify_folder(source: str | Path, folder: str | Path) -> float:
         The largest difference of the logits.
 
     Raises:
-        ValueError: naming every tensor or file that differs, or the difference of the logits.
+        ValueError: naming every tensor or file that differs, tensors that are not finite, or the difference of the
+            logits.
     """
     source, folder = Path(source), Path(folder)
     problems = _changed_in_cache(source) + _different_tensors(source, folder) + _different_code(folder)
     if problems:
         raise ValueError(f"`{folder}` is not what was converted: {' '.join(problems)} Convert again.")
     difference = (fixed_logits(source) - fixed_logits(folder)).abs().max().item()
+    names = [f"`{name}`" for name in _not_finite(source)] if math.isnan(difference) else []
+    if names:
+        raise ValueError(
+            f"Some weights of `{source}` are not finite numbers: {', '.join(names)}. Download them again, or take an "
+            "earlier checkpoint of the training."
+        )
     if not difference <= TOLERANCE:
         raise ValueError(
             f"`{folder}` and `{source}` have the same weights, but their logits differ by {difference:.2g}: their "
@@ -287,6 +325,10 @@ def _different_tensors(source: Path, folder: Path) -> list[str]:
         elif not torch.equal(*(tensor.load().flatten().view(torch.uint8) for tensor in (before, after))):
             problems.append(f"`{name}` has other bytes.")
     return problems
+
+
+def _not_finite(folder: Path) -> list[str]:
+    return [name for name, tensor in sorted(stored_tensors(folder).items()) if not tensor.load().isfinite().all()]
 
 
 def _different_code(folder: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """Publishes a model or a LoRA adapter on the Hub: everything it needs, in one commit, private unless asked."""
 
 import json
-import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import prod
@@ -10,10 +9,11 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-from llada_core.card import CardFacts, published_card
+from llada_core.card import CardFacts, published_card, read_json_object
 from llada_core.hub import hub_errors, is_hub_id
 
 from .official import check_tensors, code_files, read_config
+from .secret_scan import SECRET_NAMES, secrets_in
 from .weights import INDEX_NAME, is_sharded, read_header, stored_tensors, weight_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,16 +28,6 @@ PUBLISHED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja",
     "*_llada.py", "LICENSE*", "NOTICE*", "README.md", "training_log.jsonl", "*.png",
 )  # fmt: skip
-# Names under which keys and passwords are kept, wherever they lie in the folder.
-SECRET_NAMES = (
-    ".env*", "*.pem", "*.key", "*.p12", "*.pfx", "*.token", "token", "token.txt", "id_rsa*", "id_ed25519*", "id_ecdsa*",
-    ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*credential*", "*secret*", "*password*",
-)  # fmt: skip
-# A Hub token, a private key, an AWS or an OpenAI key.
-_SECRET_TEXT = re.compile(
-    rb"\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bsk-[A-Za-z0-9_-]{32,}"
-)
-_BINARY = (".safetensors", ".png")
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,8 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
 
     Raises:
         ValueError: for another `repo_id`, a folder that lacks parts (all are listed), weights that do not fit their
-            config, an adapter whose base model is not on the Hub, links out of the folder, and secrets.
+            config, an adapter whose base model is not on the Hub, links to what is not published, facts that cannot be
+            read, and secrets, also in the card that is made.
         FileNotFoundError: if there is no such folder.
     """
     folder, facts = Path(folder).expanduser(), facts or CardFacts()
@@ -97,6 +88,7 @@ def prepare_upload(folder: str | Path, repo_id: str, facts: CardFacts | None = N
     files = {name: content for name, content in files.items() if name not in strays}
     num_parameters = sum(prod(tensor.shape) for tensor in tensors.values())
     files["README.md"] = published_card(folder, repo_id, facts, num_parameters, is_adapter).encode()
+    _refuse_secrets(folder, files)
     return Upload(repo_id, "adapter" if is_adapter else "model", dict(sorted(files.items())), (*left_out, *strays))
 
 
@@ -150,9 +142,9 @@ def _published_adapter_config(folder: Path, base_model: str | None) -> dict[str,
     """Read the adapter's config; the base model it names must be one that others can load."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ValueError(f"The adapter `{folder}` lacks {ADAPTER_WEIGHTS}; save it again.")
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = read_json_object(folder / ADAPTER_CONFIG)
     base = base_model or config.get("base_model_name_or_path")
-    if not is_hub_id(base, with_owner=True) or Path(base).exists():
+    if not isinstance(base, str) or not is_hub_id(base, with_owner=True) or Path(base).exists():
         raise ValueError(
             f"The adapter `{folder}` must name a base model on the Hub, got {base!r}, which others cannot load; pass "
             "--base-model user/name (and publish that one first)."
@@ -164,27 +156,40 @@ def _select_files(folder: Path) -> tuple[dict[str, Path | bytes], list[str]]:
     """Sort the entries of `folder` into files to publish, by name, and names that stay; sub-folders stay.
 
     Raises:
-        ValueError: for links that lead out of the folder or nowhere, and for files whose name or text looks like a
-            secret; all are listed.
+        ValueError: for links to anything but a published file of the folder, and for files with the name of a secret;
+            all are listed.
     """
     home, entries = folder.resolve(), sorted(folder.iterdir())
-    chosen = [path for path in entries if any(fnmatch(path.name, pattern) for pattern in PUBLISHED)]
-    strays = [path.name for path in chosen if not (path.exists() and home in path.resolve().parents)]
+    chosen = [path for path in entries if _is_published(path.name)]
+    strays = [path.name for path in chosen if path.is_symlink() and not _is_published_file(path.resolve(), home)]
     if strays:
         raise ValueError(
-            f"Nothing outside `{folder}` is uploaded, but these are links out of it or to nothing: "
-            f"{', '.join(strays)}. Put the files themselves there."
+            f"Links may lead to files of `{folder}` that are uploaded themselves, but these lead elsewhere or to "
+            f"nothing: {', '.join(strays)}. Put the files themselves there."
         )
-    published: dict[str, Path | bytes] = {path.name: path for path in chosen if path.is_file()}
     secrets = [f"`{path.name}`" for path in entries if any(fnmatch(path.name.lower(), name) for name in SECRET_NAMES)]
-    secrets += [f"text in `{path.name}`" for path in chosen if path.is_file() and _holds_secret(path)]
+    _report_secrets(folder, secrets)
+    published: dict[str, Path | bytes] = {path.name: path for path in chosen if path.is_file()}
+    return published, [path.name for path in entries if path.name not in published]
+
+
+def _is_published(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in PUBLISHED)
+
+
+def _is_published_file(place: Path, home: Path) -> bool:
+    return place.is_file() and place.parent == home and _is_published(place.name)
+
+
+def _refuse_secrets(folder: Path, files: dict[str, Path | bytes]) -> None:
+    """Raise if the text of a file seems to hold a secret; the card that was made is among them."""
+    found = {name: kinds for name, content in files.items() if (kinds := secrets_in(content))}
+    _report_secrets(folder, [f"text in `{name}` ({', '.join(kinds)})" for name, kinds in found.items()])
+
+
+def _report_secrets(folder: Path, secrets: list[str]) -> None:
     if secrets:
         raise ValueError(
             f"In `{folder}` these look like secrets: {', '.join(secrets)}. Move them out of the folder, and change "
             "the keys if they were ever uploaded."
         )
-    return published, [path.name for path in entries if path.name not in published]
-
-
-def _holds_secret(path: Path) -> bool:
-    return path.suffix not in _BINARY and bool(_SECRET_TEXT.search(path.read_bytes()))

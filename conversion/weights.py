@@ -12,6 +12,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from modeling_llada.configuration_llada import read_weight_index
+
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 2**24
@@ -123,17 +125,9 @@ def read_index(folder: Path) -> dict[str, str]:
     """Read which file holds which tensor.
 
     Raises:
-        ValueError: for an index that is not JSON with a `weight_map`, or that names a file outside the folder.
+        ValueError: as `read_weight_index`.
     """
-    try:
-        weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        names = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"The index `{folder / INDEX_NAME}` is corrupt; download or save it again.") from None
-    outside = sorted(name for name in names if Path(name).name != name)
-    if outside:
-        raise ValueError(f"The index `{folder / INDEX_NAME}` may name files beside it only, got {outside[0]!r}.")
-    return weight_map
+    return read_weight_index(folder / INDEX_NAME)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -179,6 +173,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             }
     except SafetensorError as error:
         raise ValueError(f"`{path.name}` is cut off or not a safetensors file ({error}).") from None
+
+
+def data_size(path: Path) -> int:
+    """Count the bytes of a file's tensors; `read_header` has made sure that they are all that follows the header."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def copy_file(source: Path, target: Path, rename: Callable[[str], str]) -> None:

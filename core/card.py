@@ -5,9 +5,10 @@ huggingface_hub's card classes read and write the YAML head. The text of a new c
 
 import datetime
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -53,7 +54,19 @@ COUNT_BATCH = 10_000
 # A place to load from, in a call of the usage example.
 _LOADED_FROM = re.compile(r'(from_pretrained\((?:base, )?)"([^"\n]+)"')
 # What a recipe holds beside the training: places and names of the machine it ran on.
-_PLACES = re.compile(r"(output|logging)_dir|run_name|report_to|.*token|hub_.*|push_to_hub|tokenizer|model|.*_data")
+_PLACES = re.compile(
+    r"(output|logging)_dir|run_name|report_to|.*token|hub_.*|push_to_hub|tokenizer|model|.*_data|resume_from_checkpoint"
+    r"|.*(secret|passw(or)?d|pwd|credential).*",
+    re.IGNORECASE,
+)
+# Options whose text is a key, a token or a password.
+_KEYS = re.compile(r".*(key|token|secret|passw(or)?d|pwd|credential).*", re.IGNORECASE)
+# A place on a machine: ~/x, ./x, C:\x, \\host, and a file by its ending. Other text with a slash is an id or a place.
+_PLACE = re.compile(
+    r"~.*|\.{1,2}([/\\].*)?|[A-Za-z]:[/\\].*|\\.*|.*\.(jsonl?|ya?ml|py|txt|pt|bin|safetensors|csv|parquet)"
+)
+# What stands in a card's head as a word: licences and languages.
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 # What a trainer's evaluation logs beside its results.
 _SPEEDS = re.compile(r"epoch|step|.*_(runtime|per_second)")
 _LOGGED = re.compile(r"(eval_(\w+_)?)?(loss|masked_accuracy|rewards/(accuracies|margins))")
@@ -112,6 +125,8 @@ def new_card(
     )
     text |= {"model_name": model_name, "model_id": model_id, "summary": summary, "prompt": prompt}
     text |= {"is_adapter": is_adapter, "base_model": base_model}
+    text["training_arguments"] = {_cell(k): _cell(v) for k, v in (text.get("training_arguments") or {}).items()}
+    text["evaluation"] = [(_cell(measure), _cell(value)) for measure, value in text.get("evaluation") or ()]
     text["license_note"] = LICENSE_NOTE.format(license) if license else NO_LICENSE_NOTE
     # Jinja drops the last line break of a template.
     return ModelCard.from_template(metadata, template_str=source + "\n", **text)
@@ -120,6 +135,12 @@ def new_card(
 def _joined(*lists: Names) -> list[str]:
     """All names in one list, each once."""
     return list(dict.fromkeys(name for names in lists for name in ([names] if isinstance(names, str) else names or [])))
+
+
+def _cell(value: Any) -> str:
+    """Spell a value so that it stays in its cell of a table: on one line, its bars escaped, and no half characters."""
+    text = str(value).encode("utf-8", "replace").decode("utf-8")
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _is_on_hub(name: Optional[str]) -> bool:
@@ -140,7 +161,15 @@ def eval_result(
         value: as the metric gives it (an accuracy in [0, 1]).
         dataset: Hub id of the data, or package and file. Default: `benchmark`.
         args: what else to say of the metric, e.g. its `stderr`.
+
+    Raises:
+        ValueError: for a value that is not a finite number.
     """
+    if not _is_finite(value):
+        raise ValueError(
+            f"The result `{benchmark}: {metric}` must be a finite number, got {str(value)[:40]}; evaluate again, or "
+            "leave it out."
+        )
     return EvalResult(
         task_type=TASK_TYPE,
         dataset_type=dataset or benchmark,
@@ -180,20 +209,39 @@ def read_results(path: Path) -> list[EvalResult]:
         path: a record of `llada evaluate`, lm-evaluation-harness's file, or one mapping of measures to numbers.
 
     Raises:
-        ValueError: for a file that is none of these.
+        ValueError: for a file that is none of these, and for a result that is not a finite number.
     """
-    found = _read_mapping(path)
+    found = read_json_object(path)
     if path.name.endswith(".record.json"):
+        _check_record(found, path)
         return record_results(found)
+    tasks = found.get("results", {path.stem: found})
+    if not isinstance(tasks, dict) or not all(isinstance(metrics, dict) for metrics in tasks.values()):
+        raise ValueError(f"`results` in `{path}` must map tasks to their metrics; pass an lm-eval results file.")
     results = [
-        eval_result(benchmark, metric, float(value))
-        for benchmark, metrics in found.get("results", {path.stem: found}).items()
+        eval_result(benchmark, metric, value)
+        for benchmark, metrics in tasks.items()
         for metric, value in metrics.items()
         if _is_result(metric, value) and "_stderr" not in metric
     ]
     if not results:
         raise ValueError(f"`{path}` must hold numbers of an evaluation, got none; pass an lm-eval results file.")
     return results
+
+
+def _check_record(fields: dict[str, Any], path: Path) -> None:
+    """Raise unless `fields` have what `record_results` reads."""
+    name, scores, dataset = fields.get("name"), fields.get("results"), fields.get("dataset")
+    problems = {
+        "`name` must be text": isinstance(name, str) and bool(name),
+        "`results` must map metrics to scores with a `value`": isinstance(scores, dict)
+        and all(isinstance(score, dict) and "value" in score for score in scores.values()),
+        "`dataset` must be text or null": isinstance(dataset, (str, type(None))),
+        "`settings` must be an object": isinstance(fields.get("settings", {}), dict),
+    }
+    wrong = [problem for problem, is_right in problems.items() if not is_right]
+    if wrong:
+        raise ValueError(f"`{path}` is not an evaluation record: {', '.join(wrong)}; name a file of `llada evaluate`.")
 
 
 def write_results(results: Sequence[EvalResult], folder: Union[str, Path]) -> Path:
@@ -223,7 +271,7 @@ def write_results(results: Sequence[EvalResult], folder: Union[str, Path]) -> Pa
 def _read_card(text: str, path: Path) -> Any:
     try:
         return ModelCard(text)
-    except (yaml.YAMLError, ValueError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"The metadata at the head of `{path}` cannot be read ({error}); correct them.") from None
 
 
@@ -241,16 +289,22 @@ def _identity(result: EvalResult) -> tuple[Optional[str], ...]:
     The benchmark is read from the metric's name, where `eval_result` puts it: the Hub's form gives all results of a
     data set the name of the first.
     """
-    metric = result.metric_name or result.metric_type
+    metric = str(result.metric_name or result.metric_type)
     if ": " not in metric:
         metric = f"{result.dataset_name}: {metric}"
     return (result.task_type, result.dataset_config, result.dataset_split, metric.removesuffix(",none"))
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        ValueError: for any other file, named.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read and not be written
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"`{path}` must hold a JSON object, got {type(found).__name__}.")
@@ -260,6 +314,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _is_result(name: str, value: Any) -> bool:
     """Whether a logged value is a number that measures the model, and not the run's speed."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not _SPEEDS.fullmatch(name)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value) and not isinstance(value, bool)
+    except (TypeError, OverflowError):  # no number, or an integer beyond every float
+        return False
 
 
 # --- the card of a folder that is published --------------------------------------------------------------------------
@@ -279,6 +340,9 @@ class CardFacts:
         results: JSON files of evaluations; see `read_results`.
         prompt: text that the usage example continues.
         is_chat: the usage example puts `prompt` as a user's turn too.
+
+    Raises:
+        ValueError: for a licence or language that is not a word, a tag of several lines, and what is not a Hub id.
     """
 
     license: Optional[str] = None
@@ -290,6 +354,27 @@ class CardFacts:
     results: tuple[Path, ...] = ()
     prompt: str = PROMPT
     is_chat: bool = False
+
+    def __post_init__(self) -> None:
+        _check_words("license", [self.license] if self.license is not None else [])
+        _check_words("languages", self.languages)
+        bad_tags = [tag for tag in self.tags if not (isinstance(tag, str) and tag.strip() and tag.isprintable())]
+        if bad_tags:
+            raise ValueError(f"`tags` must be printable text on one line, got {bad_tags[0]!r}; leave it out.")
+        bases = [self.base_model] if self.base_model is not None else []
+        for name, ids in (("base_model", bases), ("datasets", self.datasets)):
+            bad_ids = [hub_id for hub_id in ids if not is_hub_id(hub_id)]
+            if bad_ids:
+                raise ValueError(f"`{name}` must be a Hub id such as user/name, got {bad_ids[0]!r}; correct it.")
+
+
+def _check_words(name: str, words: Sequence[str]) -> None:
+    bad = [word for word in words if not (isinstance(word, str) and _WORD.fullmatch(word))]
+    if bad:
+        raise ValueError(
+            f"`{name}` must be letters, digits and .+_- as the Hub spells it (apache-2.0, en), got {bad[0]!r}; "
+            "correct it."
+        )
 
 
 def published_card(folder: Path, repo_id: str, facts: CardFacts, num_parameters: int, is_adapter: bool) -> str:
@@ -309,7 +394,7 @@ def published_card(folder: Path, repo_id: str, facts: CardFacts, num_parameters:
             that a card which is there cannot hold.
     """
     readme = folder / CARD_NAME
-    text = readme.read_bytes().decode("utf-8") if readme.is_file() else ""
+    text = _read_text(readme) if readme.is_file() else ""
     if text and not any(sign in text for sign in PLACEHOLDERS):
         return update_card(text, folder, repo_id, facts)
     if facts.license is None:
@@ -317,10 +402,10 @@ def published_card(folder: Path, repo_id: str, facts: CardFacts, num_parameters:
             f"`{folder}` has no README.md, and a card needs a licence, got none; pass --license apache-2.0, mit, other "
             "… (as the base model's licence allows)."
         )
-    state = _read_mapping(folder / "trainer_state.json") if (folder / "trainer_state.json").is_file() else {}
+    state = _trainer_state(folder)
     logged = _logged_results(state)
     results = [*logged, *(row for path in facts.results for row in read_results(path))]
-    sources = ["the trainer's last evaluation"] * bool(logged) + [f"`{path.name}`" for path in facts.results]
+    sources = ["the trainer's last evaluation"] * bool(logged) + [f"`{_cell(path.name)}`" for path in facts.results]
     card = new_card(
         model_name=repo_id.split("/")[-1],
         model_id=repo_id,
@@ -344,6 +429,13 @@ def published_card(folder: Path, repo_id: str, facts: CardFacts, num_parameters:
         evaluation_method=f"From {', '.join(sources)}.",
     )
     return str(card)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`{path}` must be UTF-8 text ({error}); save it again.") from None
 
 
 def update_card(text: str, folder: Path, repo_id: str, facts: CardFacts) -> str:
@@ -370,33 +462,89 @@ def update_card(text: str, folder: Path, repo_id: str, facts: CardFacts) -> str:
         card.data[name] = value or card.data.get(name)
     for name, more in (("datasets", facts.datasets), ("language", facts.languages), ("tags", facts.tags)):
         if more:
-            card.data[name] = _joined(card.data.get(name), more)
+            card.data[name] = _joined(_names_in(card, name, folder / CARD_NAME), more)
     results = [row for path in facts.results for row in read_results(path)]
     if results:
         _add_results(card, results, repo_id.split("/")[-1])
     return text if card.data.to_dict() == before else str(card)
 
 
+def _names_in(card: Any, name: str, path: Path) -> Names:
+    names = card.data.get(name)
+    if not isinstance(names, (str, type(None))) and not (
+        isinstance(names, list) and all(isinstance(each, str) for each in names)
+    ):
+        raise ValueError(
+            f"`{name}` at the head of `{path}` must be text or a list of texts, got {names!r}; correct it."
+        )
+    return names
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read the options of a training from its YAML file, without the places of the machine it ran on.
+    """Read the options of a training from its YAML file, without the machine's places, keys and passwords.
+
+    Options are left out by their names (`output_dir`, `hub_token`, `wandb_api_key` …) and by their values: whatever
+    names a file or a folder. A Hub id is kept.
 
     Raises:
-        ValueError: for a file that is not a YAML mapping.
+        ValueError: for a file that is not a YAML mapping of names.
     """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        json.dumps(recipe, default=str, skipkeys=True)  # an alias can make a list hold itself
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"The recipe `{path}` is not valid YAML: {error}") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe `{path}` must map options to values, got {type(recipe).__name__}.")
-    return {name: value for name, value in recipe.items() if not _PLACES.fullmatch(name)}
+    names = [name for name in recipe if not isinstance(name, str)]
+    if names:
+        raise ValueError(f"The options of the recipe `{path}` must be names, got {names[0]!r}; put it in quotes.")
+    return {
+        name: value
+        for name, value in recipe.items()
+        if not _PLACES.fullmatch(name) and not any(_is_private(*pair) for pair in _texts_in(value, name))
+    }
+
+
+def _texts_in(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Every text in an option's value, however deep, with the name it stands under."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield name, str(key)
+            yield from _texts_in(inner, str(key))
+    elif isinstance(value, (list, tuple, set)):
+        for inner in value:
+            yield from _texts_in(inner, name)
+
+
+def _is_private(name: str, text: str) -> bool:
+    """Whether an option's text is a key or names a place on this machine."""
+    is_place = _PLACE.fullmatch(text) or ("/" in text and not _is_on_hub(text))
+    return bool(is_place or _KEYS.fullmatch(name))
+
+
+def _trainer_state(folder: Path) -> dict[str, Any]:
+    """What a trainer left in `folder` of its steps and evaluations; empty without it."""
+    path = folder / "trainer_state.json"
+    if not path.is_file():
+        return {}
+    state = read_json_object(path)
+    history = state.get("log_history", [])
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise ValueError(f"`log_history` in `{path}` must be a list of objects; save the training again, or remove it.")
+    for name in ("global_step", "num_input_tokens_seen"):
+        if not isinstance(state.get(name), (int, type(None))):
+            raise ValueError(f"`{name}` in `{path}` must be an integer, got {state[name]!r}; correct or remove it.")
+    return state
 
 
 def _logged_results(state: dict[str, Any]) -> list[EvalResult]:
     """The last evaluation that a trainer logged."""
     rows = [row for row in state.get("log_history", []) if "eval_loss" in row]
     return [
-        eval_result("validation", name.removeprefix("eval_"), float(value))
+        eval_result("validation", name.removeprefix("eval_"), value)
         for name, value in (rows[-1] if rows else {}).items()
         if name.startswith("eval_") and _is_result(name, value)
     ]
@@ -417,7 +565,7 @@ def _hub_place(place: str, folder: Path, repo_id: str, base_model: Optional[str]
     if Path(place).exists() and Path(place).resolve() == folder.resolve():
         return repo_id
     adapter = folder / "adapter_config.json"
-    if base_model and adapter.is_file() and place == _read_mapping(adapter).get("base_model_name_or_path"):
+    if base_model and adapter.is_file() and place == read_json_object(adapter).get("base_model_name_or_path"):
         return base_model
     return place
 
@@ -549,8 +697,7 @@ def _adapter_options_shown(model: Any) -> dict[str, str]:
     names = shown.get("target_modules")
     if isinstance(names, (set, list)):
         shown["target_modules"] = ", ".join(sorted(names))
-    # A bar would end the cell of the table.
-    return {f"LoRA {name}": str(value).replace("|", r"\|") for name, value in shown.items()}
+    return {f"LoRA {name}": str(value) for name, value in shown.items()}
 
 
 def _last_results(history: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:

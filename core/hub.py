@@ -11,6 +11,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 # Configs, tokenizer, notices; then with the weights: no code, which is ours, and no card.
 DESCRIPTIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
 CHECKPOINT_FILES = (*DESCRIPTIONS, "*.safetensors")
+# Longest owner and longest name that the Hub takes.
+MAX_NAME = 96
 # The libraries through which huggingface_hub talks, by version; their errors share no class.
 _CLIENTS = ("httpx", "requests", "urllib3")
 
@@ -22,7 +24,9 @@ def is_hub_id(name: str | None, with_owner: bool = False) -> bool:
         name: `owner/name`, or a bare name such as `gpt2`.
         with_owner: accept `owner/name` only, for places where a bare name is a folder.
     """
-    if not name or (with_owner and "/" not in name):
+    if not isinstance(name, str) or not name.isascii() or (with_owner and "/" not in name):
+        return False
+    if any(len(part) > MAX_NAME for part in name.split("/")):
         return False
     try:
         validate_repo_id(name)

@@ -4,8 +4,8 @@ Every command loads through this file, so that a checkpoint gets the same answer
 of LLaDA (official or ours, whole or sharded), a LoRA adapter, and an exported model.
 """
 
-import json
 import os
+import pickle
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llada_checkpoints import BUNDLED_MODEL
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
+from modeling_llada.configuration_llada import read_json_object, read_weight_index
+from modeling_llada.modeling_llada import READERS
 
 from .host import avoid_broken_amx
 from .hub import hub_errors, local_folder
@@ -38,8 +40,15 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # The files by which an exported model is known: ONNX, OpenVINO.
 EXPORTED_FILES = ("model.onnx", "openvino_model.xml")
-# What the readers of weight files raise for one that is cut off, corrupt or of other shapes.
-_DAMAGE = (SafetensorError, RuntimeError, EOFError, KeyError)
+# What the readers of weight files raise for one that is cut off, corrupt, of other shapes, or a foreign pickle.
+_DAMAGE = (SafetensorError, RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError)
+# What reads the small files of a checkpoint; `tokenizer.json` is read by its own library.
+_READERS: dict[str, Callable[[Path], Any]] = {
+    **dict.fromkeys(
+        ("config.json", ADAPTER_CONFIG, "tokenizer_config.json", "special_tokens_map.json"), read_json_object
+    ),
+    **READERS,
+}
 
 
 @dataclass(frozen=True)
@@ -152,16 +161,17 @@ def load_tokenizer(
     """
     name = os.path.expanduser(os.fspath(name))
     file = _find_file(name, revision, "tokenizer.json", ADAPTER_CONFIG)
+    check_files(name, file.parent)
     if file.name == ADAPTER_CONFIG:
-        return load_tokenizer(*_base_model(name, _read_json(file, name)), prepare=prepare)
+        return load_tokenizer(*_base_model(name, read_json_object(file)), prepare=prepare)
     try:
         with hub_errors(name):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
-    except (OSError, ValueError):
+    except OSError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower for a corrupt file
         raise ValueError(
-            f"The tokenizer of `{name}` is corrupt ({error}); download or save tokenizer.json again."
+            f"The tokenizer of `{name}` is corrupt ({_first_line(error)}); download or save its files again."
         ) from None
     if not prepare:
         return tokenizer
@@ -180,11 +190,12 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
         config.json; for an adapter its adapter_config.json, which has the key `peft_type`.
 
     Raises:
-        ValueError: for another `model_type`, and a file that is not JSON.
+        ValueError: for another `model_type`, and as `check_files`.
         OSError: for a folder or a Hub id that does not exist, lacks files or cannot be reached.
     """
     file = _find_file(name, revision, "config.json", ADAPTER_CONFIG)
-    config, folder = _read_json(file, name), local_folder(name)
+    check_files(name, file.parent)
+    config, folder = read_json_object(file), local_folder(name)
     if "peft_type" not in config and config.get("model_type") != LLaDAConfig.model_type:
         raise ValueError(
             f"`{name}` is not a LLaDA checkpoint: its config.json has `model_type` {config.get('model_type')!r} where "
@@ -193,6 +204,26 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
     if folder is not None:
         _check_weight_files(name, folder, is_adapter="peft_type" in config)
     return config
+
+
+def check_files(name: str, folder: Path) -> None:
+    """Read the small files of a checkpoint, so that a damaged one is named, and none is ignored.
+
+    Args:
+        name: the checkpoint in messages.
+        folder: where its files lie; those that are not there are not needed.
+
+    Raises:
+        ValueError: for a file that is not what it must be.
+        OSError: for a file that cannot be read.
+    """
+    for file, read in _READERS.items():
+        if (folder / file).is_file():
+            try:
+                read(folder / file)
+            except ValueError as error:
+                reason = _first_line(error).removeprefix(f"`{folder / file}` ")
+                raise ValueError(f"The {file} of `{name}` is corrupt: it {reason}") from None
 
 
 def is_exported(folder: str | Path) -> bool:
@@ -317,9 +348,12 @@ def _load_described(
         )
     except _DAMAGE as error:
         raise ValueError(
-            f"The weights of `{name}` cannot be loaded ({error}): a file is cut off, corrupt or of another model. "
-            "Download or save them again."
+            f"The weights of `{name}` cannot be loaded ({_first_line(error)}): a file is cut off, corrupt or of "
+            "another model. Download or save them again."
         ) from error
+    if local_folder(name) is None:
+        # Downloaded with the weights.
+        check_files(name, _find_file(name, revision, "config.json").parent)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"The weights of `{name}` lack {len(missing)} tensor(s), such as `{missing[0]}`. Download or save them "
@@ -343,8 +377,8 @@ def _merge_adapter(model: Any, name: str, revision: str) -> Any:
             merged: Any = PeftModel.from_pretrained(model, name, revision=revision).merge_and_unload()
     except (*_DAMAGE, UserWarning) as error:
         raise ValueError(
-            f"The adapter `{name}` cannot be loaded ({error}): a file is cut off or corrupt, or made for another base "
-            "model. Download or save it again."
+            f"The adapter `{name}` cannot be loaded ({_first_line(error)}): a file is cut off or corrupt, or made for "
+            "another base model. Download or save it again."
         ) from error
     merged.name_or_path = name
     return merged
@@ -386,7 +420,7 @@ def _check_weight_files(name: str, folder: Path, is_adapter: bool) -> None:
     if file is None:
         raise _incomplete(name, [expected[0]])
     if file.endswith(".index.json"):
-        shards = set(_read_json(folder / file, name).get("weight_map", {}).values())
+        shards = set(read_weight_index(folder / file).values())
         if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
             raise _incomplete(name, missing)
 
@@ -400,11 +434,5 @@ def _first_file(folder: Path, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if (folder / name).is_file()), None)
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError(f"it must hold a JSON object, got {fields!r}")
-    except ValueError as error:
-        raise ValueError(f"The {path.name} of `{name}` is corrupt ({error}); download or save it again.") from None
-    return fields
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

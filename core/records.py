@@ -133,7 +133,7 @@ def read_record(path: str | Path) -> EvaluationRecord:
     """
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path}` is not JSON: {error}") from None
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise ValueError(f"`{path}` is not an evaluation record of format {FORMAT}; name a file *{SUFFIX}.")
@@ -141,7 +141,12 @@ def read_record(path: str | Path) -> EvaluationRecord:
     try:
         fields["results"] = {metric: Score(**score) for metric, score in fields["results"].items()}
         fields["published"] = PublishedScore(**fields["published"]) if fields.get("published") else None
-        return EvaluationRecord(**fields)
+        record = EvaluationRecord(**fields)
+        if not all(isinstance(score.value, (int, float)) for score in record.results.values()):
+            raise TypeError("a `value` is not a number")
+        if not isinstance(record.name, str) or not isinstance(record.settings, dict):
+            raise TypeError("`name` must be text and `settings` an object")
+        return record
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"The fields of the record `{path}` are not those of format {FORMAT}: {error}.") from None
 

@@ -16,11 +16,14 @@ EOS_TOKEN = "<|endoftext|>"
 EOT_TOKEN = "<|eot_id|>"
 CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", EOT_TOKEN)
 
+# Answers follow their prompts, so what fills a batch up stands before them.
+PADDING_SIDE = "left"
+
 _MISSING_CHOICES = ("raise", "add", "spell_out")
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, missing: str = "raise") -> PreTrainedTokenizerBase:
-    """Declare LLaDA's special tokens on `tokenizer` and attach the chat template, in place.
+    """Declare LLaDA's special tokens on `tokenizer`, attach the chat template, and let it pad on the left, in place.
 
     A role the tokenizer already fills (another mask, pad, bos or eos token) is left as it is. The pad token becomes
     the eos token where none is set, as in the released checkpoints.
@@ -62,6 +65,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, missing: str = "raise"
         tokenizer.add_tokens(absent, special_tokens=True)
     declared["pad_token"] = tokenizer.pad_token or declared["eos_token"]
     tokenizer.add_special_tokens(declared)
+    tokenizer.padding_side = PADDING_SIDE
     tokenizer.chat_template = chat_template()
     return tokenizer
 
@@ -100,7 +104,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     """Save `tokenizer` into `folder` so that transformers 4.57 and 5 both load it.
 
     transformers 5 names a class in `tokenizer_config.json`, and writes the extra special tokens in a form, that
-    4.57 cannot read; both are replaced by what the two understand.
+    4.57 cannot read; both are replaced by what the two understand. Whoever loads it pads prompts on the left.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -117,7 +121,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": PADDING_SIDE}
     extra = config.get("extra_special_tokens")
     if isinstance(extra, list):
         del config["extra_special_tokens"]

@@ -148,14 +148,16 @@ class WindowPolicy:
         self._store.set_window(*window, device)
         return *window, self._store
 
-    def keep_prompt(self) -> None:
-        """After the first pass of the call, in which all rows take part, keep the keys and values of the prompt."""
-        if self._prompt is None:
-            self._prompt = self._store.select(slice(None), self.prompt_length)
+    def end_pass(self, is_kept: Optional[Tensor]) -> None:
+        """After the call's first pass, in which all rows take part, keep the prompt's keys and values; let rows leave.
 
-    def keep(self, is_kept: Tensor) -> None:
-        """Let rows sit out the block's remaining passes; bool [active]."""
-        self._store = self._rows_of(self._store, is_kept.nonzero()[:, 0])
+        Args:
+            is_kept: rows that take part in the block's next pass; bool [active]. None: all.
+        """
+        if self.prompt_length and self._prompt is None:
+            self._prompt = self._store.select(slice(None), self.prompt_length)
+        if is_kept is not None:
+            self._store = self._rows_of(self._store, is_kept.nonzero()[:, 0])
 
     def _rows_of(self, store: BlockCache, rows: Rows, num_columns: Optional[int] = None) -> BlockCache:
         """Select rows from the model's batch, where the copies of all rows stand one after the other."""

@@ -1,7 +1,10 @@
 """The configuration of LLaDA: sizes and token ids, under the official field names."""
 
 import inspect
+import json
 import math
+import re
+import sys
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -54,6 +57,20 @@ DICTIONARY_NAMES = (
     "num_key_value_heads",
     "tie_word_embeddings",
 )
+# Our names of the layers that PEFT's tables name for Llama. What scales or adapts the input of `down_proj` stands at
+# the output of `up_proj`, which is the same: PEFT compares the ends of names, and the head is called `ff_out` too.
+LLAMA_LAYERS = {
+    "q_proj": "q_proj",
+    "k_proj": "k_proj",
+    "v_proj": "v_proj",
+    "o_proj": "attn_out",
+    "gate_proj": "ff_proj",
+    "up_proj": "up_proj",
+    "down_proj": "up_proj",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ff_norm",
+    "norm": "ln_f",
+}
 
 
 def _is_integer(value: Any) -> bool:
@@ -165,7 +182,8 @@ class LLaDAConfig(PretrainedConfig):
         "tie_word_embeddings": "weight_tying",
         "hidden_act": "activation_type",
     }
-    # How transformers splits the modules of `LLaDAModel` over devices: within a layer, and by whole parameters.
+    # How the modules of `LLaDAModel` are split over devices: within a layer, by whole parameters, and into stages, as
+    # module -> (inputs, outputs). transformers itself does not make stages by them yet.
     base_model_tp_plan = {
         "transformer.blocks.*.q_proj": "colwise",
         "transformer.blocks.*.k_proj": "colwise",
@@ -180,6 +198,11 @@ class LLaDAConfig(PretrainedConfig):
         "transformer.wte": "free_full_weight",
         "transformer.blocks.*": "free_full_weight",
         "transformer.ln_f": "keep_full_weight",
+    }
+    base_model_pp_plan = {
+        "transformer.wte": (["input_ids"], ["inputs_embeds"]),
+        "transformer.blocks": (["hidden_states", "rotary", "attention_mask"], ["hidden_states"]),
+        "transformer.ln_f": (["hidden_states"], ["hidden_states"]),
     }
 
     def __init__(
@@ -241,6 +264,12 @@ class LLaDAConfig(PretrainedConfig):
         self._drop_default_ids()
         self._check_token_ids()
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        # An embedding of the vocabulary's size keeps it; the model is built with `embedding_size` rows.
+        if key == "vocab_size" and self.__dict__.get("embedding_size") == self.__dict__.get("vocab_size"):
+            super().__setattr__("embedding_size", value)
+        super().__setattr__(key, value)
+
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
@@ -259,13 +288,17 @@ class LLaDAConfig(PretrainedConfig):
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
-        fields = super()._dict_from_json_file(json_file)
-        if not isinstance(fields, dict):
-            raise ValueError(f"`{json_file}` must hold a JSON object, got {fields!r}; download or save it again.")
-        return fields
+        # transformers has its own error, an OSError, for what is not JSON.
+        try:
+            fields = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            fields = None
+        return fields if isinstance(fields, dict) else read_json_object(json_file)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, under the official names and those of `DICTIONARY_NAMES`."""
+        # PEFT reads this right before it looks for the layers of an adapter that names none.
+        _add_to_tables_of_peft()
         return {**super().to_dict(), **{name: getattr(self, name) for name in DICTIONARY_NAMES}}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -359,3 +392,58 @@ class LLaDAConfig(PretrainedConfig):
         """Write `config.json` with the full `auto_map`, whatever class was saved or loaded last."""
         self.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def read_json_object(file: Any) -> dict[str, Any]:
+    """Read a file that must hold a JSON object.
+
+    Raises:
+        ValueError: for a file that does not, naming it.
+        OSError: for a file that cannot be read.
+    """
+    try:
+        with open(file, encoding="utf-8") as reader:
+            fields = json.load(reader)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{file}` is not JSON ({error}); download or save it again.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"`{file}` must hold a JSON object, got {_shortened(fields)}; download or save it again.")
+    return fields
+
+
+def read_weight_index(file: Any) -> dict[str, str]:
+    """Read which file holds which tensor of a checkpoint in several files.
+
+    Raises:
+        ValueError: for an index without `metadata` or a `weight_map` from names to files beside it, naming it.
+        OSError: for a file that cannot be read.
+    """
+    fields = read_json_object(file)
+    weight_map = fields.get("weight_map")
+    if not isinstance(fields.get("metadata"), dict) or not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"`{file}` must have a `weight_map` and `metadata`; download or save it again.")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or re.search(r"[\\/]|^\.*$", shard):
+            raise ValueError(
+                f"`{file}` must name a file beside it for every tensor, got {_shortened(shard)} for `{name}`; download "
+                "or save it again."
+            )
+    return weight_map
+
+
+def _shortened(value: Any) -> str:
+    """A value in messages."""
+    text = f"a {type(value).__name__}" if isinstance(value, (dict, list)) else repr(value)
+    return text if len(text) < 80 else text[:80] + "…"
+
+
+def _add_to_tables_of_peft() -> None:
+    """If PEFT is in use, give its methods the layers that they adapt by default: Llama's, under our names.
+
+    PEFT looks them up by model type in tables of its own, and has no other way to tell it.
+    """
+    constants = sys.modules.get("peft.utils.constants")
+    for name, table in list(vars(constants).items()) if constants is not None else []:
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING") and "llama" in table:
+            layers = [] if "FEEDFORWARD" in name else list(dict.fromkeys(LLAMA_LAYERS[one] for one in table["llama"]))
+            table.setdefault(LLaDAConfig.model_type, layers)

@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
 from .unmasking_llada import COMMIT_RULES, CommitRule
 
 logger = logging.get_logger(__name__)
 
-# Option -> default, kind, rule, meaning. The kind is int, float, bool, str or id. The rule is a key of `BOUNDS`, behind
-# "None or" where None is allowed too, or the values to choose from; bools and ids need none. Defaults, checks and the
-# class's docstring are made from this table, and so are the table in the documentation and the flags of the command
-# line, whose help is the meaning's first sentence. They read it as text, so it holds nothing but literals.
+# Option -> default, kind, rule, meaning. The kind is int, float, bool, str, texts, id, or one of `LISTS`. The rule is a
+# key of `BOUNDS`, behind "None or" where None is allowed too, or the values to choose from, or the rule of `LISTS`;
+# bools and ids need none. Defaults, checks and the class's docstring are made from this table, and so are the table in
+# the documentation and the flags of the command line, whose help is the meaning's first sentence. They read it as text,
+# so it holds nothing but literals.
 # fmt: off
 OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
     "max_new_tokens": (128, "int", "None or at least 1",
@@ -24,8 +25,18 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "until every row has ended or `max_length` is reached; a block then sees no masks after it, as with "
         "`suffix_window=0`, so the text differs from that of a longer canvas"),
     "max_length": (None, "int", "None or at least 1",
-        "let the answer grow block by block up to this length, prompt included. Needs `max_new_tokens=None`; `None` is "
-        "the model's `max_sequence_length`"),
+        "let the answer grow block by block up to this length of prompt and answer. Takes the place of "
+        "`max_new_tokens`, which is then `None`; `None` is the model's `max_sequence_length`"),
+    "min_new_tokens": (None, "int", "None or at least 0",
+        "propose no end-of-text token among this many first tokens of the answer"),
+    "max_time": (None, "float", "None or at least 0",
+        "begin no pass after this many seconds. Each row then ends before its first mask"),
+    "stop_strings": (None, "texts", "None, a text or a list of texts",
+        "end a row at the first of these texts. It is cut after the token that completes one; finished blocks are "
+        "looked through. Needs the argument `tokenizer`"),
+    "num_return_sequences": (None, "int", "None or at least 1",
+        "answers per prompt, next to each other in the batch. More than one needs draws: `temperature` above 0 or "
+        "`remasking=\"random\"`"),
     "steps": (None, "int", "None or at least 1",
         "denoising steps in all, shared over the blocks, larger shares first; at least the number of blocks. `None` is "
         "one token per step, or as many steps as a parallel rule needs. With a parallel rule, every pass commits at "
@@ -38,6 +49,14 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
     "top_p": (None, "float", "None or in (0, 1]",
         "draw from the smallest set of tokens whose probabilities sum to it, in (0, 1]"),
     "top_k": (None, "int", "None or at least 1", "draw from the k most probable tokens"),
+    "min_p": (None, "float", "None or in [0, 1]",
+        "draw from the tokens whose probability is at least this share of the highest one"),
+    "typical_p": (None, "float", "None or in (0, 1]",
+        "draw from the tokens that are about as surprising as the prediction's entropy, up to this sum of "
+        "probabilities"),
+    "epsilon_cutoff": (None, "float", "None or in [0, 1)", "draw from the tokens of at least this probability"),
+    "eta_cutoff": (None, "float", "None or in [0, 1)",
+        "draw from the tokens of at least this probability, or less where the prediction's entropy is high"),
     "do_sample": (None, "bool", "None, True or False",
         "`False` is greedy at any temperature; `True` without a temperature draws at temperature 1; `None` follows the "
         "temperature"),
@@ -64,12 +83,30 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "self-correction: after every step of a block but its last, this share of the block's earlier committed tokens "
         "is masked again, the least confident first. In [0, 1). With it, `steps=None` is one step per token. Not exact "
         "with caches, which still hold the keys of the old tokens' neighbours"),
+    "repetition_penalty": (None, "float", "None or above 0",
+        "divide the positive logits, and multiply the negative ones, of tokens that stand on the canvas, prompt "
+        "included. Above 1 repeats less"),
+    "no_repeat_ngram_size": (None, "int", "None or at least 0",
+        "propose no token that would complete this many tokens in a row that stand further left already. Only where "
+        "the tokens just before it are known; tokens of one pass do not see each other"),
+    "bad_words_ids": (None, "words", "None or lists of token ids",
+        "words that must not appear, a list of token ids each. A word of several tokens is avoided where its other "
+        "tokens are known; tokens of one pass do not see each other"),
+    "sequence_bias": (None, "biases", "None or pairs of token ids and a number",
+        "`[[ids, bias], ...]` adds a bias to the logit of a token that completes the ids. As `bad_words_ids` where the "
+        "ids are several"),
+    "suppress_tokens": (None, "tokens", "None or a list of token ids", "tokens that are never proposed"),
+    "begin_suppress_tokens": (None, "tokens", "None or a list of token ids",
+        "tokens that are never proposed as the answer's first one"),
     "cfg_scale": (0.0, "float", "a finite number of at least 0",
         "strength w of unsupervised guidance: logits = u + (1 + w)(c − u), u from the prompt masked out; 0 is off. "
         "Doubles the work"),
     "compile": (False, "bool", "True or False",
         "run the model through `torch.compile`; the first call of each shape is slow. Whole blocks are scored, so that "
         "shapes do not change from step to step"),
+    "compile_config": (None, "compile", "None or a `CompileConfig`",
+        "with `compile=True`, the arguments of `torch.compile`, as a `CompileConfig` of transformers; `None` takes "
+        "torch's defaults. Not saved"),
     "pack_weights": (None, "bool", "None, True or False",
         "on a CPU, reorder the weights once per call for faster kernels, at the price of a copy. `None` does "
         "so for models of up to 2 GiB, `True` for any, or raises where it cannot be done"),
@@ -104,7 +141,19 @@ BOUNDS: dict[str, Callable[[Any], bool]] = {
     "above 0": lambda value: value > 0,
     "in (0, 1]": lambda value: 0 < value <= 1,
     "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
 }
+# Kinds that are no single number, word or id -> whether a value, with tuples as lists, is one of them.
+LISTS: dict[str, Callable[[Any], bool]] = {
+    "texts": lambda value: _is_list_of(lambda text: isinstance(text, str) and text != "", value),
+    "tokens": lambda value: _is_list_of(_is_id, value),
+    "words": lambda value: _is_list_of(lambda word: _is_list_of(_is_id, word), value),
+    "biases": lambda value: _is_list_of(_is_biased, value),
+    "compile": lambda value: isinstance(value, CompileConfig),
+}
+# Options about the answer as a whole, which `infill` has not.
+OF_ANSWERS = ("max_new_tokens", "gen_length", "max_length", "min_new_tokens", "max_time", "stop_strings", "stop_at_eos",
+    "begin_suppress_tokens", "freeze_prompt", "suffix_window")  # fmt: skip
 DEFAULTS: dict[str, Any] = {name: default for name, (default, *_) in OPTIONS.items()}
 # Other spellings of an option.
 ALIASES = {"gen_length": "max_new_tokens"}
@@ -125,7 +174,6 @@ HINTS = {
     "cache_implementation": 'use the option `cache` ("prefix" or "dual")',
     "custom_generate": "leave it out, or call your function with the model",
     "synced_gpus": "leave it out, and let all processes make equally many passes with `steps` and `stop_at_eos=False`",
-    "num_return_sequences": "repeat the row of the prompt",
     "num_beams": "leave it out; there are no beams to search",
     "guidance_scale": "use `cfg_scale` (0 is off; it is `guidance_scale` - 1)",
     "assistant_model": "leave it out; several tokens per pass come from `threshold` and its like",
@@ -133,26 +181,27 @@ HINTS = {
     "negative_prompt_attention_mask": "use `cfg_scale`, whose other prompt is masked out",
     "prefix_allowed_tokens_fn": _PROCESSOR,
     "use_model_defaults": "leave it out; the model's own options always hold where a call sets none",
-    "max_time": "pass `stopping_criteria` with a `MaxTimeCriteria`",
-    "stop_strings": "cut the decoded answer at the string; `stopping_criteria` are asked after every block",
-    "min_length": "use `logits_eos_inf=True` or `stop_at_eos=False`",
-    "min_new_tokens": "use `logits_eos_inf=True` or `stop_at_eos=False`",
+    "min_length": "use `min_new_tokens`, which counts the answer alone",
+    "exponential_decay_length_penalty": "use `max_new_tokens`; tokens are not committed from left to right",
+    "forced_bos_token_id": "append the token to the prompt",
+    "forced_eos_token_id": "leave it out; an answer ends by itself or at its length",
+    "watermarking_config": _PROCESSOR,
+    "remove_invalid_values": "leave it out; logits that are not finite raise",
+    "renormalize_logits": "leave it out; confidences are probabilities already",
+    "encoder_repetition_penalty": "use `repetition_penalty`; there is no encoder",
+    "encoder_no_repeat_ngram_size": "use `no_repeat_ngram_size`; there is no encoder",
     "output_scores": "use `output_history` to see what was committed, or call the model",
     "output_logits": "use `output_history` to see what was committed, or call the model",
-    "compile_config": "use `compile=True`",
     "disable_compile": "leave it out; `compile=False` is the default",
-    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), _PROCESSOR),
-    **dict.fromkeys(("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p", "top_h"), _PROCESSOR),
+    "top_h": _PROCESSOR,
 }
 # Values of theirs that change nothing, beside None and False.
 NEUTRAL = {
     "num_beams": 1,
-    "num_return_sequences": 1,
     "guidance_scale": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
     "min_length": 0,
-    "min_new_tokens": 0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
 }
 
 
@@ -191,19 +240,25 @@ class LLaDAGenerationConfig(GenerationConfig):
             if hasattr(value, "tolist"):
                 value = value.tolist()
                 setattr(self, name, value)
+            if value is None and (kind == "id" or rule[:4] == "None"):
+                continue
             if kind == "id":
                 ids = value if isinstance(value, (list, tuple)) and name == "eos_token_id" else [value]
-                is_valid = value is None or (len(ids) > 0 and all(type(token) is int for token in ids))
+                is_valid = len(ids) > 0 and all(type(token) is int for token in ids)
                 rule = "None or a token id" + (", or a list of token ids" if name == "eos_token_id" else "")
+            elif kind in LISTS:
+                value = as_lists(value, kind)
+                setattr(self, name, value)
+                is_valid = LISTS[kind](value)
             elif kind in ("bool", "str"):
                 is_valid = isinstance(value, bool) if kind == "bool" else value in rule
             else:
                 is_number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
                 is_valid = is_number and BOUNDS[rule.removeprefix("None or ")](value)
-            if not is_valid and not (value is None and rule[:4] == "None"):
+            if not is_valid:
                 expected = rule if isinstance(rule, str) else f"one of {', '.join(rule)}"
                 raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
-            if kind == "int" and value is not None and value > MAX_INT:
+            if kind == "int" and value > MAX_INT:
                 raise ValueError(f"`{name}` must be at most {MAX_INT}, got {value}.")
         self._check_contradictions()
 
@@ -212,6 +267,17 @@ class LLaDAGenerationConfig(GenerationConfig):
             raise ValueError("`do_sample=True` needs `temperature` above 0, got 0; pass e.g. temperature=0.7.")
         if self.output_history and not self.return_dict_in_generate:
             raise ValueError("`output_history=True` needs `return_dict_in_generate=True`; pass both.")
+        if (self.num_return_sequences or 1) > 1 and not self.samples and self.remasking != "random":
+            raise ValueError(
+                f"`num_return_sequences` must be 1 where nothing is drawn, since all answers would be equal, got "
+                f"{self.num_return_sequences}; pass a `temperature` above 0."
+            )
+        if self.max_new_tokens is not None and (self.min_new_tokens or 0) > self.max_new_tokens:
+            raise ValueError(
+                f"`min_new_tokens` must be at most `max_new_tokens` ({self.max_new_tokens}), got {self.min_new_tokens}."
+            )
+        if self.compile_config is not None and not self.compile:
+            raise ValueError("`compile_config` needs `compile=True`; pass both.")
         if self.compile and self.pack_weights:
             raise ValueError("`compile=True` and `pack_weights=True` exclude each other; pass one of them.")
         rules = [name for name in COMMIT_RULES if getattr(self, name) is not None]
@@ -223,8 +289,8 @@ class LLaDAGenerationConfig(GenerationConfig):
         if self.max_new_tokens is None and (self.steps is not None or self.suffix_window):
             name = "suffix_window" if self.steps is None else "steps"
             raise ValueError(
-                f"`{name}` has no meaning with `max_new_tokens=None`, which grows the canvas block by block; leave it "
-                "out, or pass `max_new_tokens`."
+                f"`{name}` has no meaning with `max_new_tokens=None` or `max_length`, which grow the canvas block by "
+                "block; leave it out, or pass `max_new_tokens`."
             )
         if self.max_new_tokens is not None and self.max_length is not None:
             raise ValueError(
@@ -283,15 +349,17 @@ class LLaDAGenerationConfig(GenerationConfig):
         for name in ("mask_token_id", "eos_token_id", "pad_token_id", "eot_token_id"):
             if getattr(config, name) is None:
                 setattr(config, name, getattr(model_config, name, None))
-        stops, never, last = config.stop_at_eos, config.logits_eos_inf, config.confidence_eos_eot_inf
+        last = {"confidence_eos_eot_inf": config.confidence_eos_eot_inf}
+        ends = {"stop_at_eos": config.stop_at_eos}
+        never = {"logits_eos_inf": config.logits_eos_inf, "min_new_tokens": config.min_new_tokens}
         readers = {
             "mask_token_id": {"generation": True},
-            "eos_token_id": {"confidence_eos_eot_inf": last, "stop_at_eos": stops, "logits_eos_inf": never},
-            "pad_token_id": {"stop_at_eos": stops},
-            "eot_token_id": {"confidence_eos_eot_inf": last},
+            "eos_token_id": {**last, **ends, **never},
+            "pad_token_id": {**ends, "stop_strings": config.stop_strings, "max_time": config.max_time is not None},
+            "eot_token_id": last,
         }
         for name, reasons in readers.items():
-            reason = next((reason for reason, is_set in reasons.items() if is_set), None)
+            reason = next((reason for reason, value in reasons.items() if value), None)
             if reason is None:
                 continue
             value = getattr(config, name)
@@ -305,6 +373,9 @@ class LLaDAGenerationConfig(GenerationConfig):
                 raise ValueError(
                     f"`{name}` must lie in the vocabulary, 0..{size - 1}, got {value}; is it another model's?"
                 )
+        for name, (_, kind, *_) in OPTIONS.items():
+            if kind in ("tokens", "words", "biases") and getattr(config, name):
+                check_tokens(name, kind, getattr(config, name), model_config.embedding_size)
         return config
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -334,6 +405,8 @@ class LLaDAGenerationConfig(GenerationConfig):
         options = {name: values[name] for name in DEFAULTS if values.get(name) is not None}
         if is_ours and values["max_new_tokens"] is None:
             options["max_new_tokens"] = None
+        elif not is_ours and "max_new_tokens" in options:
+            options.pop("max_length", None)  # as in transformers
         return cls(**options)
 
 
@@ -367,7 +440,51 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
     if resolved.get("temperature", 0.0) is None:
         # An empty temperature is the default, see `to_diff_dict`.
         resolved["temperature"] = DEFAULTS["temperature"]
+    # A length that is given alone replaces the other one.
+    if resolved.get("max_length") is not None:
+        resolved.setdefault("max_new_tokens", None)
+    elif resolved.get("max_new_tokens") is not None:
+        resolved["max_length"] = None
     return resolved
+
+
+def as_lists(value: Any, kind: str) -> Any:
+    """Bring a value of the kinds in `LISTS` into the form in which it is checked and saved."""
+    if kind == "texts" and isinstance(value, str):
+        return [value]
+    if kind == "compile" and isinstance(value, dict):
+        return CompileConfig(**value)
+    if kind == "biases" and isinstance(value, dict):
+        value = list(value.items())
+    if kind != "compile" and isinstance(value, (list, tuple)):
+        return [as_lists(item, "") for item in value]
+    return value
+
+
+def check_tokens(name: str, kind: str, value: list, vocab_size: int) -> None:
+    """Refuse ids outside the vocabulary in an option that lists tokens, words or biases.
+
+    Raises:
+        ValueError: in this case.
+    """
+    words = [value] if kind == "tokens" else value if kind == "words" else [ids for ids, _ in value]
+    ids = [token for word in words for token in word]
+    if max(ids) >= vocab_size:
+        raise ValueError(f"`{name}` must lie in the vocabulary, 0..{vocab_size - 1}, got {max(ids)}.")
+
+
+def _is_list_of(is_item: Callable[[Any], bool], value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(is_item(item) for item in value)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_biased(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not _is_list_of(_is_id, value[0]):
+        return False
+    return type(value[1]) in (int, float) and not math.isnan(value[1]) and value[1] != math.inf
 
 
 def warn_of_unused(config: GenerationConfig) -> None:

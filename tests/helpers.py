@@ -21,6 +21,8 @@ REFERENCE = ROOT / "tests" / "reference"
 # The Hub code: the files beside every saved model.
 CODE_FILES = {
     "cache_llada.py",
+    "canvas_llada.py",
+    "constraints_llada.py",
     "configuration_llada.py",
     "continuous_batching_llada.py",
     "generation_config_llada.py",

@@ -258,7 +258,8 @@ def defined_names() -> set[str]:
 def test_every_function_and_class_that_a_document_names_exists(document, defined_names) -> None:
     text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"`([\w.]+)\(\)`", text)) | set(re.findall(r"`(LLaDA\w+)`", text)) - {"LLaDAMoEModelLM"}
-    assert named - defined_names - {"post_init"} == set()
+    # Names of transformers and of PEFT.
+    assert named - defined_names - {"post_init", "LoraConfig"} == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -42,6 +42,8 @@ HUB_ORDER = [
     "cache_llada",
     "prepacking_llada",
     "generation_config_llada",
+    "canvas_llada",
+    "constraints_llada",
     "generation_llada",
     "continuous_batching_llada",
     "modeling_llada",

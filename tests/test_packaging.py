@@ -48,6 +48,7 @@ NEVER_IMPORTED = {
     "onnxscript": "torch.onnx imports it",
     "optimum-intel": "registers itself with optimum",
     "optimum-onnx": "registers itself with optimum",
+    "parameterized": "transformers' own tests import it",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",
     "requests": "optimum imports it",

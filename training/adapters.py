@@ -30,11 +30,16 @@ LORA_TARGET_MODULES = target_modules()
 def complete_adapter(config: Any) -> None:
     """Fill in what a config of PEFT leaves open: the layers of LoRA, and the task, by which AutoPeftModel loads it.
 
+    A list of names with `ff_out` means the layer of the blocks, and leaves out the head of that name.
+
     Args:
         config: any `PeftConfig`; changed in place, as PEFT itself does for the models that it knows.
     """
     if config.peft_type == "LORA" and config.target_modules is None:
         config.target_modules = LORA_TARGET_MODULES
+    names = getattr(config, "target_modules", None)
+    if isinstance(names, (list, set)) and "ff_out" in names and getattr(config, "exclude_modules", HEAD) is None:
+        config.exclude_modules = [HEAD]
     if config.task_type is None:
         config.task_type = "CAUSAL_LM"
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from modeling_llada.modeling_llada import FLEX_BLOCK_SIZE, block_mask_from, mask_kind
+
 from .noise import ATTENTION_STREAM, IGNORE_INDEX, TURN_STREAM, WHOLE_STEP, row_uniforms
 
-# Attention implementations that take the block-diagonal mask of packed rows.
-PACKING_ATTENTION = ("eager", "sdpa")
 # Columns of the data that the collator reads.
 COLUMNS = ["input_ids", "labels", "example_id", "is_cut"]
 
@@ -174,20 +174,29 @@ def annealed_attention_mask(lengths: Tensor, width: int, step: int, annealing_st
     return (is_visible & valid[:, None, None, :].bool()) | torch.eye(width, dtype=torch.bool, device=lengths.device)
 
 
-def pack_rows(input_ids: Tensor, is_masked: Tensor, lengths: Tensor, packed_row: Tensor) -> dict[str, Any]:
+def pack_rows(
+    input_ids: Tensor, is_masked: Tensor, lengths: Tensor, packed_row: Tensor, attention: str = "sdpa"
+) -> dict[str, Any]:
     """Lay documents side by side, with positions that restart and attention inside each document only.
+
+    Eager and sdpa attention need a mask of queries times keys. Flash attention takes the documents' lengths, and flex
+    attention a mask of blocks, so that memory grows with the tokens only.
 
     Args:
         input_ids: one document per row; int64 [documents, seq].
         is_masked: positions to score; bool [documents, seq].
         lengths: tokens of each document; int64 [documents].
         packed_row: row that each document goes to, ascending; int64 [documents].
+        attention: the model's attention implementation.
 
     Returns:
-        Arguments of the model: `input_ids`, `position_ids` int64 [rows, longest row]; `attention_mask` bool
-        [rows, 1, longest row, longest row]; `logits_positions` bool [rows, longest row], whose true entries come in
-        the order of those of `is_masked`.
+        Arguments of the model: `input_ids`, `position_ids` int64 [rows, longest row]; `logits_positions` bool [rows,
+        longest row], whose true entries come in the order of those of `is_masked`; `attention_mask` bool [rows, 1,
+        longest row, longest row], or a `BlockMask` for flex attention. For flash attention all documents stand in one
+        row, and instead of a mask `cu_seq_lens_q` and `cu_seq_lens_k` int32 [documents + 1] say where they end.
     """
+    if mask_kind(attention) == "flash":
+        return _one_row(input_ids, is_masked, lengths)
     num_rows = int(packed_row[-1]) + 1
     row_ends = lengths.new_zeros(num_rows).index_add(0, packed_row, lengths)
     width = int(row_ends.max())
@@ -205,7 +214,11 @@ def pack_rows(input_ids: Tensor, is_masked: Tensor, lengths: Tensor, packed_row:
     return {
         "input_ids": lay_out(input_ids, 0),
         "position_ids": lay_out(columns, 0),
-        "attention_mask": (document[:, None, :, None] == document[:, None, None, :]),
+        "attention_mask": (
+            _document_blocks(document)
+            if mask_kind(attention) == "flex"
+            else document[:, None, :, None] == document[:, None, None, :]
+        ),
         "logits_positions": lay_out(is_masked, False),
     }
 
@@ -214,11 +227,45 @@ def check_attention(implementation: str) -> None:
     """Refuse attention that would let packed documents see each other.
 
     Raises:
-        ValueError: unless `implementation` takes a block-diagonal mask.
+        ValueError: unless it is known what masks `implementation` takes.
     """
-    if implementation not in PACKING_ATTENTION:
+    if mask_kind(implementation) is None:
         raise ValueError(
-            f"`packing` needs the attention implementation {' or '.join(PACKING_ATTENTION)}, which keeps documents "
-            f"apart by a mask, got {implementation!r}; load the model with attn_implementation='sdpa', or leave "
-            "`packing` out."
+            "`packing` needs an attention implementation whose masks are known (eager, sdpa, flash or flex attention), "
+            f"or documents would see each other, got {implementation!r}; register its kind of mask with transformers' "
+            "`AttentionMaskInterface`, load the model with attn_implementation='sdpa', or leave `packing` out."
         )
+
+
+def _one_row(input_ids: Tensor, is_masked: Tensor, lengths: Tensor) -> dict[str, Any]:
+    """`pack_rows` for flash attention."""
+    columns = torch.arange(input_ids.shape[1], device=lengths.device).expand_as(input_ids)
+    is_token = columns < lengths[:, None]
+    ends, longest = pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), int(lengths.max())
+    return {
+        "input_ids": input_ids[is_token][None],
+        "position_ids": columns[is_token][None],
+        "logits_positions": is_masked[is_token][None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _document_blocks(document: Tensor) -> Any:
+    """A `BlockMask` by which positions attend to those of their own document.
+
+    Args:
+        document: number of the document at each position, ascending within a row, -1 where a row is empty at its end;
+            int64 [rows, seq].
+    """
+    width, largest = document.shape[1], torch.iinfo(document.dtype).max
+    document = pad(document, (0, -width % FLEX_BLOCK_SIZE), value=-1)
+    blocks = document.masked_fill(document < 0, largest).unflatten(-1, (-1, FLEX_BLOCK_SIZE))
+    first, last = blocks[..., 0], blocks[..., -1]  # [R, blocks]
+    # Numbers ascend, so two blocks share a document where their ranges overlap.
+    is_needed = (first[:, :, None] <= last[:, None]) & (first[:, None] <= last[:, :, None])
+    return block_mask_from(
+        is_needed, lambda row, head, query, key: document[row, query] == document[row, key], (width, width)
+    )

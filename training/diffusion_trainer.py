@@ -94,7 +94,9 @@ class TrainingOptions:
         None, "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew."
     )
     attn_implementation: Optional[str] = option(
-        None, "Attention while training: sdpa or eager. Short sequences train faster on a CPU with eager."
+        None,
+        "Attention while training: sdpa, eager, or on a GPU flash_attention_2, flex_attention and others that "
+        "transformers knows. Short sequences train faster on a CPU with eager.",
     )
     tokenizer: Optional[str] = option(None, "Folder or Hub id of the tokenizer. Unset: the one beside `model`.")
     train_data: Optional[list[str]] = option(
@@ -427,7 +429,7 @@ class DiffusionTrainer(LLaDATrainer):
         if "packed_row" in inputs:
             row = inputs["packed_row"]
             rows = torch.cat([row + draw * (row[-1] + 1) for draw in range(num_draws)])
-            return pack_rows(noisy.input_ids, noisy.is_masked, lengths, rows)
+            return pack_rows(noisy.input_ids, noisy.is_masked, lengths, rows, self.model.config._attn_implementation)
         mask = padding_mask(lengths, noisy.input_ids.shape[1])
         return {"input_ids": noisy.input_ids, "attention_mask": mask, "logits_positions": noisy.is_masked}
 

@@ -7,6 +7,7 @@ Shape legend: B batch, T sequence length, K masked positions of the batch, V voc
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,31 +110,21 @@ def draw_noises(
     """
     if levels not in LEVEL_CHOICES:
         raise ValueError(f"`levels` must be one of {', '.join(LEVEL_CHOICES)}, got {levels!r}; leave it out.")
-    exact_count, level_weights = levels == "stratified", None
-    if exact_count:
-        noise_levels = stratified_levels(example_ids, num_levels, seed, step).to(input_ids.device)
+    is_drawn = levels == "stratified"
+    if is_drawn:
+        noise_levels = stratified_levels(example_ids, num_levels, seed, step)
     else:
         nodes, node_weights = quadrature_levels(num_levels)
-        noise_levels = nodes.float().to(input_ids.device)[:, None].expand(-1, len(input_ids))
-        # The estimate is a plain mean over the noisy batches.
-        level_weights = (node_weights * num_levels).float().to(input_ids.device)
-    noisy = draw_noise(
-        input_ids,
-        labels,
-        example_ids,
-        noise_levels.flatten(),
-        mask_token_id,
-        seed,
-        step,
-        exact_count=exact_count,
-        eps=0.0,
-        complementary=complementary,
-    )
+        noise_levels = nodes.float()[:, None].expand(-1, len(input_ids))
+    noise_levels = noise_levels.flatten().to(input_ids.device)
+    kind: dict[str, Any] = {"exact_count": is_drawn, "eps": 0.0, "complementary": complementary}
+    noisy = draw_noise(input_ids, labels, example_ids, noise_levels, mask_token_id, seed, step, **kind)
     num_passes = num_levels * (2 if complementary else 1)
-    if level_weights is not None:
-        # A complement of level t has level 1 - t, whose node has the same weight.
-        factors = level_weights.repeat(num_passes // num_levels).repeat_interleave(len(input_ids))
-        noisy = noisy._replace(weights=noisy.weights * factors)
+    if not is_drawn:
+        # The estimate is a plain mean over the passes. A complement of level t has level 1 - t, whose node weighs as
+        # much.
+        factors = (node_weights * num_levels).float().repeat(num_passes // num_levels).to(input_ids.device)
+        noisy = noisy._replace(weights=noisy.weights * factors.repeat_interleave(len(input_ids)))
     return [NoisyBatch(*level) for level in zip(*(values.chunk(num_passes) for values in noisy))]
 
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
+from .canvas_llada import Block, Canvas, answer_blocks, check_prompt, read_ids
+from .constraints_llada import cut_at_texts
 from .generation_config_llada import LLaDAGenerationConfig
-from .generation_llada import Block, Canvas, answer_blocks, check_prompt, read_ids
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class LLaDAAnswer:
 
     Attributes:
         index: number of its prompt, from 0.
-        ids: the answer without the prompt, up to its end-of-text token if it has one; no padding.
+        ids: the answer without the prompt, up to its end-of-text token or stop string if it has one; no padding.
         num_forward_passes: passes of the model that it took part in.
     """
 
@@ -74,6 +75,7 @@ def generate_many(
     batch_size: int = 8,
     generation_config: Optional[GenerationConfig] = None,
     seeds: Union[int, Sequence[int], None] = None,
+    tokenizer: Optional[Any] = None,
     **options: Any,
 ) -> Iterator[LLaDAAnswer]:
     """Answer prompts of any number and lengths; every answer is the one that `generate` gives for its prompt alone.
@@ -88,15 +90,16 @@ def generate_many(
         generation_config: options in place of the model's.
         seeds: prompt n draws from a generator seeded with `seeds + n`, or with `seeds[n]`, whatever the batch. None
             draws from torch's own generator.
-        options: any option of `LLaDAGenerationConfig`, as for `generate`, but for `freeze_prompt` and
-            `output_history`.
+        tokenizer: the model's; needed for `stop_strings`.
+        options: any option of `LLaDAGenerationConfig`, as for `generate`, but for `freeze_prompt`, `output_history`,
+            `max_time` and `num_return_sequences`.
 
     Returns:
         Iterator of answers, in the order in which they finish.
 
     Raises:
         ValueError: before the first answer: as `generate`, with the prompt's number; for a batch size below 1, seeds
-            that are not one per prompt, the two options above, and a PEFT model with a soft prompt.
+            that are not one per prompt, the options above, and a PEFT model with a soft prompt.
 
     Not handled: masks in the prompt (`infill`), streamers, stopping criteria and logits processors. Rounding depends on
     a batch's composition, as everywhere: two candidates within rounding of each other may change places.
@@ -119,12 +122,12 @@ def generate_many(
             "`model` has a soft prompt of PEFT, which generation by diffusion would ignore; use another adapter, such "
             "as LoRA, or pass the base model, `model.get_base_model()`."
         )
-    config = model.prepare_options(generation_config, options)
+    config = model.prepare_options(generation_config, {**options, "tokenizer": tokenizer})
     _check_call(config, len(prompts), batch_size, seeds)
     for index, prompt in enumerate(prompts):
         _check_prompt(model, config, index, prompt)
     # Nothing of the above may wait for the first answer, so the loop is a generator of its own.
-    return _answers(model, config, prompts, batch_size, seeds)
+    return _answers(model, config, prompts, batch_size, seeds, tokenizer)
 
 
 def _check_call(config: LLaDAGenerationConfig, num_prompts: int, batch_size: int, seeds: Any) -> None:
@@ -139,8 +142,11 @@ def _check_call(config: LLaDAGenerationConfig, num_prompts: int, batch_size: int
             "`freeze_prompt` has no meaning for `generate_many`, whose rows enter at any time; leave it out, or call "
             "`generate` for each batch."
         )
-    if config.output_history:
-        raise ValueError("`output_history` has no meaning for `generate_many`; leave it out, or call `generate`.")
+    for name, is_set in {"output_history": config.output_history, "max_time": config.max_time is not None}.items():
+        if is_set:
+            raise ValueError(f"`{name}` has no meaning for `generate_many`; leave it out, or call `generate`.")
+    if (config.num_return_sequences or 1) > 1:
+        raise ValueError("`num_return_sequences` must be 1 for `generate_many`; pass the prompt several times.")
 
 
 def _check_prompt(model: Any, config: LLaDAGenerationConfig, index: int, prompt: Any) -> None:
@@ -161,6 +167,7 @@ def _answers(
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     seeds: Union[int, Sequence[int], None],
+    tokenizer: Optional[Any],
 ) -> Iterator[LLaDAAnswer]:
     """Keep the slots full until no prompt is left."""
     waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
@@ -176,14 +183,16 @@ def _answers(
                 ids = torch.as_tensor(prompts[index]).tolist()
                 blocks = deque(answer_blocks(config, len(ids), model.config.max_sequence_length))
                 rows.append(Row(index, ids, len(ids), blocks, blocks[-1][1], generator))
-            _denoise_one_block_each(model, config, rows)
+            _denoise_one_block_each(model, config, rows, tokenizer)
             for row in rows:
                 if not row.blocks:
                     yield LLaDAAnswer(row.index, row.ids[row.prompt_length :], row.num_passes)
             rows = [row for row in rows if row.blocks]
 
 
-def _denoise_one_block_each(model: Any, config: LLaDAGenerationConfig, rows: list[Row]) -> None:
+def _denoise_one_block_each(
+    model: Any, config: LLaDAGenerationConfig, rows: list[Row], tokenizer: Optional[Any]
+) -> None:
     """Denoise one block of every row, append it to the row's ids, and drop the blocks after an end of text."""
     positions, start, end = lay_out(rows, config.suffix_window, masks_stand_after=config.cache == "prefix")
     canvas = _build_canvas(rows, positions, config.mask_token_id, start, model.device)
@@ -198,8 +207,14 @@ def _denoise_one_block_each(model: Any, config: LLaDAGenerationConfig, rows: lis
         if config.stop_at_eos and ends:
             ids = ids[: ends[0]]
             row.blocks.clear()
+        num_read = len(row.ids) - row.prompt_length
         row.ids += ids
         row.num_passes += passes
+        if config.stop_strings:
+            num_tokens = cut_at_texts(row.ids[row.prompt_length :], num_read, config.stop_strings, tokenizer)
+            if num_tokens is not None:
+                del row.ids[row.prompt_length + num_tokens :]
+                row.blocks.clear()
 
 
 def lay_out(rows: list[Row], visible_suffix: Optional[int], masks_stand_after: bool) -> tuple[Tensor, int, int]:

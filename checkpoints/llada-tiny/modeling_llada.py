@@ -8,21 +8,26 @@ Shape legend: B batch, T positions given, S positions attended to, W positions r
 import difflib
 import inspect
 import math
+import os
 from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .cache_llada import BlockCache
-from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
+from .canvas_llada import Canvas  # noqa: F401 - transformers 4.57 copies only the files that this one names
+from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig, read_json_object, read_weight_index
+from .constraints_llada import Constraints  # noqa: F401 - likewise
 from .continuous_batching_llada import generate_many
-from .generation_config_llada import LLaDAGenerationConfig
+from .generation_config_llada import DEFAULTS, LLaDAGenerationConfig
 from .generation_llada import LLaDAGenerationMixin
 from .prepacking_llada import prepacked_weights
 from .unmasking_llada import Proposer
@@ -33,14 +38,20 @@ Window = tuple[int, int]
 
 # What tokenizers and trainers pass to every model, and what says nothing to this one.
 IGNORED_KEYWORDS = ("cache_position", "num_items_in_batch", "token_type_ids")
-# Implementations that take no keywords beyond those that `LLaDABlock` passes.
-PLAIN_ATTENTION = ("eager", "sdpa")
-_SEPARATE = "separate packed texts by a 4-D `attention_mask`"
+# Keywords of transformers' attention functions that `LLaDABlock` does not pass itself; an implementation that is not
+# listed here takes any.
+ATTENTION_KEYWORDS: dict[str, tuple[str, ...]] = {"eager": (), "sdpa": (), "flex_attention": ("kernel_options",)}
+# Where texts laid side by side in one row end, for flash attention.
+PACKING_KEYWORDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # What this model cannot do as the caller means it, with the way out.
 REFUSED_KEYWORDS = {
     "shift_labels": "labels are never shifted here; pass `labels`",
-    **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"), _SEPARATE),
+    **dict.fromkeys(PACKING_KEYWORDS, "separate packed texts by a 4-D bool `attention_mask`, or use flash attention"),
 }
+# What kind of mask an implementation takes, by the name under which transformers makes masks of that kind.
+MASK_KINDS = {"eager": "dense", "sdpa": "dense", "flash_attention_2": "flash", "flex_attention": "flex"}
+# Queries and keys in a block of a `BlockMask`.
+FLEX_BLOCK_SIZE = 128
 
 
 class LLaDARMSNorm(nn.Module):
@@ -117,27 +128,147 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
-def attention_mask_to_4d(attention_mask: Tensor) -> Tensor:
-    """Bring a mask into the form that attention functions take.
+def mask_kind(implementation: str) -> Optional[str]:
+    """What kind of mask an attention implementation takes.
 
     Args:
-        attention_mask: [batch, keys] with nonzero at valid positions, bool or a number; or already 4-D and
-            broadcastable to [batch, heads, queries, keys], bool (True attends) or float (added to the scores).
+        implementation: `config._attn_implementation`, registered with transformers' `AttentionInterface`.
 
     Returns:
-        A 4-D mask; bool unless a float mask came in.
+        "dense" (4-D), "flash" (2-D, or lengths of packed texts) or "flex" (a `BlockMask`): the kind of mask that is
+        registered under the name with transformers' `AttentionMaskInterface`. None if none of these is.
+    """
+    registered = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation)
+    for name, kind in MASK_KINDS.items():
+        if registered is not None and registered is ALL_MASK_ATTENTION_FUNCTIONS.get(name):
+            return kind
+    return None
+
+
+def prepare_mask(
+    attention_mask: Union[Tensor, BlockMask], implementation: str, num_queries: int
+) -> Union[Tensor, BlockMask]:
+    """Bring a mask into the form that the attention implementation takes.
+
+    Args:
+        attention_mask: [batch, keys] with nonzero at valid positions, bool or a number; or 4-D and broadcastable to
+            [batch, heads, queries, keys], bool (True attends) or float (added to the scores); or, for flex attention,
+            a `BlockMask`.
+        implementation: `config._attn_implementation`.
+        num_queries: positions given to the model.
+
+    Returns:
+        For flash attention bool [batch, keys]; for flex attention a `BlockMask`; for every other implementation a
+        4-D mask, bool unless a float mask came in.
 
     Raises:
-        ValueError: for a mask of another rank.
+        ValueError: for a mask of another rank, and one that the implementation cannot take.
     """
-    if attention_mask.dim() == 4:
+    kind = mask_kind(implementation)
+    if not isinstance(attention_mask, Tensor):
+        if kind != "flex":
+            raise ValueError(
+                f"`attention_mask` must be a tensor for {implementation!r} attention, got a "
+                f'{type(attention_mask).__name__}; load the model with `attn_implementation="flex_attention"`.'
+            )
         return attention_mask
-    if attention_mask.dim() != 2:
+    if attention_mask.dim() not in (2, 4):
         raise ValueError(
             f"`attention_mask` must be [batch, seq], or 4-D as attention takes it, got shape "
             f"{tuple(attention_mask.shape)}."
         )
-    return attention_mask[:, None, None, :].bool()
+    if attention_mask.dim() == 2:
+        is_valid = attention_mask.bool()
+        if kind == "flex":
+            return padding_block_mask(is_valid, num_queries)
+        return is_valid if kind == "flash" else is_valid[:, None, None, :]
+    if kind == "flash":
+        raise ValueError(
+            f"`attention_mask` must be [batch, seq] for {implementation!r} attention, got shape "
+            f"{tuple(attention_mask.shape)}; separate packed texts by `cu_seq_lens_q` and its companions, or load the "
+            'model with `attn_implementation="sdpa"`.'
+        )
+    return _dense_block_mask(attention_mask, num_queries) if kind == "flex" else attention_mask
+
+
+def padding_block_mask(is_valid: Tensor, num_queries: int) -> BlockMask:
+    """A `BlockMask` by which every query attends to all valid keys of its row.
+
+    Args:
+        is_valid: bool [batch, keys].
+        num_queries: queries of a row.
+    """
+    num_keys = is_valid.shape[1]
+    # The kernels also ask for the keys that fill up the last block.
+    is_valid = F.pad(is_valid, (0, -num_keys % FLEX_BLOCK_SIZE))
+    has_valid = is_valid.unflatten(-1, (-1, FLEX_BLOCK_SIZE)).any(-1)  # [B, blocks of keys]
+    num_query_blocks = -(-num_queries // FLEX_BLOCK_SIZE)
+    return block_mask_from(
+        has_valid[:, None].expand(-1, num_query_blocks, -1),
+        lambda row, head, query, key: is_valid[row, key],
+        (num_queries, num_keys),
+    )
+
+
+def block_mask_from(is_needed: Tensor, mask_mod: Any, lengths: tuple[int, int]) -> BlockMask:
+    """A `BlockMask` from the blocks that it must look into, which never makes a tensor of queries times keys.
+
+    Args:
+        is_needed: whether any query of a block attends to any key of a block; bool [batch, query blocks, key blocks].
+        mask_mod: (row, head, query, key) to whether the query attends to the key.
+        lengths: number of queries and keys.
+    """
+    counts = is_needed.sum(-1, dtype=torch.int32)[:, None]
+    indices = is_needed.int().argsort(dim=-1, descending=True, stable=True).int()[:, None]
+    return BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=FLEX_BLOCK_SIZE, mask_mod=mask_mod, seq_lengths=lengths)
+
+
+def _dense_block_mask(mask: Tensor, num_queries: int) -> BlockMask:
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"`attention_mask` must be bool or a `BlockMask` for flex attention if it is 4-D, got {mask.dtype}; pass "
+            'True where a query attends to a key, or load the model with `attn_implementation="sdpa"`.'
+        )
+    mask = mask.expand(-1, -1, num_queries, -1)
+    has_heads = mask.shape[1] > 1
+    return create_block_mask(
+        lambda row, head, query, key: mask[row, head if has_heads else 0, query, key],
+        *(mask.shape[0], mask.shape[1] if has_heads else None, num_queries, mask.shape[3]),
+        device=mask.device,
+    )
+
+
+def attend_from_window(
+    attention: Any, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, is_valid: Tensor, **options: Any
+) -> tuple[Tensor, Optional[Tensor]]:
+    """Flash attention of a window's queries to all valid keys.
+
+    With a 2-D mask, flash attention takes the queries for the last positions of their rows. A window lies anywhere, so
+    the rows are laid side by side: all queries of the window, and the valid keys.
+
+    Args:
+        attention: a function that takes `PACKING_KEYWORDS`.
+        module: the block that asks.
+        query: [batch, heads, window, head_dim].
+        key, value: [batch, key/value heads, keys, head_dim].
+        is_valid: bool [batch, keys].
+        options: passed on.
+
+    Returns:
+        [batch, window, heads, head_dim], and attention weights if the function has any.
+    """
+    num_rows, _, width, _ = query.shape
+    num_keys = is_valid.sum(-1, dtype=torch.int32)
+    flat_query = query.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+    flat_key, flat_value = (states.transpose(1, 2)[is_valid].transpose(0, 1)[None] for states in (key, value))
+    ends = {
+        "cu_seq_lens_q": torch.arange(0, (num_rows + 1) * width, width, dtype=torch.int32, device=query.device),
+        "cu_seq_lens_k": F.pad(num_keys.cumsum(0, dtype=torch.int32), (1, 0)),
+        "max_length_q": width,
+        "max_length_k": int(num_keys.max()),
+    }
+    attended, weights = attention(module, flat_query, flat_key, flat_value, None, **ends, **options)
+    return attended.reshape(num_rows, width, *attended.shape[2:]), weights
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -178,7 +309,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         Args:
             hidden_states: [batch, seq, d_model].
             rotary: tables of `rotary_tables`.
-            attention_mask: None, bool or additive, broadcastable to [batch, heads, seq, seq].
+            attention_mask: from `prepare_mask`.
             window: (start, end): positions whose output is needed; the others only serve as keys and values.
             cache: a `BlockCache` that takes in this pass's keys and values and returns those to attend to.
             kwargs: passed on to the attention function.
@@ -192,7 +323,7 @@ class LLaDABlock(GradientCheckpointingLayer):
             start, end = window
             hidden_states, query_input = hidden_states[:, start:end], normed[:, start:end]
             query_rotary = (rotary[0][:, :, start:end], rotary[1][:, :, start:end])
-            if attention_mask is not None and attention_mask.shape[2] > 1:
+            if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[2] > 1:
                 attention_mask = attention_mask[:, :, start:end]
         heads = (-1, self.head_dim)
         query = rotate(self.q_proj(query_input).unflatten(-1, heads).transpose(1, 2), *query_rotary)
@@ -203,7 +334,11 @@ class LLaDABlock(GradientCheckpointingLayer):
         implementation = self.config._attn_implementation
         attention = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
         options = {"scaling": self.head_dim**-0.5, "dropout": 0.0, **kwargs}
-        attended, weights = attention(self, query, key, value, attention_mask, **options)
+        is_flash = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
+        if is_flash and query.shape[2] != key.shape[2]:
+            attended, weights = attend_from_window(attention, self, query, key, value, attention_mask, **options)
+        else:
+            attended, weights = attention(self, query, key, value, attention_mask, **options)
         # As wide as the heads that are here: tensor parallelism leaves each process some of them.
         hidden_states = hidden_states + self.attn_out(attended.flatten(2))
         normed = self.ff_norm(hidden_states)
@@ -218,17 +353,56 @@ class LLaDAPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LLaDABlock"]
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    # `_supports_attention_backend` stays False: it invites servers that take the logits for those of the next token.
     # Saving copies the code files beside the weights; the config writes the whole `auto_map`.
     _auto_class = "AutoModel"
     # `labels` give the mean over one batch, so a plain `Trainer` divides it by its accumulation steps. The trainers of
     # this project's repository divide by the items of the whole step, and say so themselves.
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, but refuse a folder with damaged files beside the weights.
+
+        transformers ignores a `generation_config.json` that is cut off.
+
+        Raises:
+            ValueError: for a file that `check_files` refuses.
+        """
+        if pretrained_model_name_or_path is not None and os.path.isdir(pretrained_model_name_or_path):
+            check_files(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize embedding and head as in transformers, and the config's `embedding_size` with them."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         self.config.embedding_size = embeddings.num_embeddings
         return embeddings
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Split a model over processes as transformers 5 does.
+
+        Raises:
+            ValueError: for several stages, because transformers looks for layers and head under Llama's names and has
+                every stage return the logits of all positions; and for heads that the processes cannot share evenly.
+        """
+        sizes = {name: getattr(distributed_config, name, None) or 1 for name in ("pp_size", "tp_size")}
+        if sizes["pp_size"] > 1:
+            raise ValueError(
+                f"`pp_size` must be 1, got {sizes['pp_size']}: transformers splits only models with Llama's module "
+                'names into stages; pass `tp_size` or `fsdp_size`, or load with `device_map="auto"`.'
+            )
+        has_own_plan = isinstance(getattr(distributed_config, "tp_plan", None), dict)
+        if model.config.n_kv_heads % sizes["tp_size"] and not has_own_plan:
+            raise ValueError(
+                f"`tp_size` must divide `n_kv_heads` ({model.config.n_kv_heads}), got {sizes['tp_size']}; use a "
+                "divisor, or `fsdp_size`."
+            )
+        return super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the weights of one module by `config.init_fn`.
@@ -303,16 +477,18 @@ class LLaDAModel(LLaDAPreTrainedModel):
                 its columns, and `position_ids` must be given.
             use_cache: None. Only fused heads of trainers for causal models call the Transformer with it.
             logits_window: (start, end): return these positions only; the last block computes no others.
-            kwargs: those of `IGNORED_KEYWORDS` change nothing. Others go to an attention function that the caller has
-                registered with transformers; eager and sdpa take none.
+            kwargs: those of `IGNORED_KEYWORDS` change nothing. Others go to the attention function, if the
+                implementation takes any: to flash attention `PACKING_KEYWORDS`, the bounds of texts laid side by side,
+                and to every function that the caller has registered with transformers. Positions that restart
+                separate nothing.
 
         Returns:
             `BaseModelOutput`: `last_hidden_state` [batch, seq or end - start, d_model], `hidden_states` and
             `attentions`, tuples of full-length tensors if asked for.
 
         Raises:
-            ValueError: for no or two inputs, a mask of another rank, `use_cache`, and a keyword of
-                `REFUSED_KEYWORDS`.
+            ValueError: for no or two inputs, a mask that the implementation does not take, `use_cache`, a keyword of
+                `REFUSED_KEYWORDS`, and `PACKING_KEYWORDS` that are incomplete or stand beside a mask.
             TypeError: for an unknown keyword.
         """
         if output_hidden_states is None:
@@ -320,19 +496,23 @@ class LLaDAModel(LLaDAPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         self._check_call(input_ids, inputs_embeds, use_cache)
-        attention_options = self._attention_options(kwargs) if kwargs else {}
-        keeps_all = bool(output_hidden_states or output_attentions)
+        attention_options = self._attention_options(kwargs, attention_mask) if kwargs else {}
         hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        length = hidden_states.shape[1]
+        length = attention_options.get("max_length_q", hidden_states.shape[1])
         if length > self.config.max_sequence_length:
             logger.warning_once(
                 f"The sequence has {length} positions, more than `max_sequence_length` "
                 f"({self.config.max_sequence_length}); the model was not trained on such lengths. Shorten the input."
             )
         if position_ids is None:
-            position_ids = torch.arange(length, device=hidden_states.device)[None]
+            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
         rotary = rotary_tables(position_ids, self.transformer.blocks[0].head_dim, self.config.rope_theta)
-        mask = None if attention_mask is None else attention_mask_to_4d(attention_mask)
+        mask: Union[Tensor, BlockMask, None] = None
+        if attention_mask is not None:
+            mask = prepare_mask(attention_mask, self.config._attn_implementation, hidden_states.shape[1])
+        # Block masks and lengths of packed texts are made for all queries.
+        keeps_all = bool(output_hidden_states or output_attentions or "cu_seq_lens_q" in attention_options)
+        keeps_all = keeps_all or not (mask is None or isinstance(mask, Tensor))
 
         # Only what is asked for is kept: the activations of a layer are freed with the next one.
         all_hidden_states: tuple[Tensor, ...] = (hidden_states,) if output_hidden_states else ()
@@ -371,19 +551,21 @@ class LLaDAModel(LLaDAPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
 
-    def _attention_options(self, keywords: dict[str, Any]) -> dict[str, Any]:
+    def _attention_options(self, keywords: dict[str, Any], attention_mask: Any) -> dict[str, Any]:
         """The keywords that go to the attention function; None and what says nothing here are dropped."""
         options = {name: value for name, value in keywords.items() if name not in IGNORED_KEYWORDS}
         options = {name: value for name, value in options.items() if value is not None}
-        is_plain = self.config._attn_implementation in PLAIN_ATTENTION
+        known = ATTENTION_KEYWORDS.get(self.config._attn_implementation)
         for name in options:
-            if name == "shift_labels" or (is_plain and name in REFUSED_KEYWORDS):
+            if name == "shift_labels" or (known is not None and name in REFUSED_KEYWORDS):
                 raise ValueError(f"`{name}` is not available here: {REFUSED_KEYWORDS[name]}.")
-            if is_plain:
-                known = [*inspect.signature(LLaDAModelLM.forward).parameters][1:-1]
-                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean `{nearest[0]}`?" if nearest else f"known arguments: {', '.join(known)}."
+            if known is not None and name not in known:
+                arguments = [*inspect.signature(LLaDAModelLM.forward).parameters][1:-1]
+                nearest = difflib.get_close_matches(name, arguments, n=1, cutoff=0.5)
+                hint = f"did you mean `{nearest[0]}`?" if nearest else f"known arguments: {', '.join(arguments)}."
                 raise TypeError(f"`forward` got an unexpected keyword argument `{name}`; {hint}")
+        if mask_kind(self.config._attn_implementation) == "flash":
+            _check_packing(options, attention_mask is not None)
         return options
 
     def _weights_or_warning(self, weights: tuple[Optional[Tensor], ...]) -> Optional[tuple[Optional[Tensor], ...]]:
@@ -424,8 +606,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
     # As a method; the function takes any model that generates.
     generate_many = generate_many
     _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
-    # The rest is `LLaDAConfig.base_model_tp_plan`.
+    # The rest is `LLaDAConfig.base_model_tp_plan` and `base_model_pp_plan`.
     _tp_plan = {"model.transformer.ff_out": "colwise_gather_output"} if SPLITS_VOCABULARY else None
+    _pp_plan = {"model.transformer.ff_out": (["hidden_states"], ["logits"])}
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
@@ -461,7 +644,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
 
         Args:
             input_ids: ids that may hold mask tokens; int64 [batch, seq]. Exactly one of it and `inputs_embeds`.
-            attention_mask: see `attention_mask_to_4d`. None attends to everything.
+            attention_mask: see `prepare_mask`. None attends to everything.
             position_ids: position of each token; int64 [batch or 1, seq]. None is 0..seq-1 in every row.
             inputs_embeds: embeddings in place of ids; [batch, seq, d_model].
             labels: clean ids, -100 where nothing is to be learnt; int64 [batch, seq]. Labels are never shifted, and
@@ -488,9 +671,9 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
             `hidden_states`, `attentions`.
 
         Raises:
-            ValueError: for labels without any masked position (the model would learn to copy its input), labels
-                together with partial logits, `logits_to_keep` beside another choice of positions, caches, and a
-                keyword that cannot have its meaning.
+            ValueError: for labels of another shape or without any masked position (the model would learn to copy its
+                input), labels together with partial logits, `logits_to_keep` beside another choice of positions,
+                caches, and a keyword that cannot have its meaning.
             TypeError: for an unknown keyword.
         """
         if use_cache or not (past_key_values is None or hasattr(past_key_values, "set_window")):
@@ -556,6 +739,12 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
 
     def _masked_loss(self, logits: Tensor, labels: Tensor, input_ids: Optional[Tensor]) -> Tensor:
         """Mean cross-entropy over labelled positions that hold the mask token, without any shift; float32 scalar."""
+        if labels.shape != logits.shape[:2]:
+            raise ValueError(
+                f"`labels` must have the shape of the input, {tuple(logits.shape[:2])}, got {tuple(labels.shape)}. "
+                "PEFT's soft prompts lengthen the input, and the labels too only with "
+                '`task_type="CAUSAL_LM"`; pass that.'
+            )
         is_scored = labels != -100
         if input_ids is not None:
             is_scored = is_scored & (input_ids == self.config.mask_token_id)
@@ -580,3 +769,48 @@ def _check_selection(has_labels: bool, is_partial: bool, logits_to_keep: Union[i
         raise ValueError("Pass either `logits_to_keep`, or `logits_positions` and `logits_window`.")
     if isinstance(logits_to_keep, int) and logits_to_keep < 0:
         raise ValueError(f"`logits_to_keep` must be at least 0, got {logits_to_keep}; 0 scores every position.")
+
+
+def _check_packing(options: dict[str, Any], has_mask: bool) -> None:
+    """Refuse lengths of packed texts that flash attention would not read."""
+    given = [name for name in PACKING_KEYWORDS if name in options]
+    if given and has_mask:
+        raise ValueError(f"`{given[0]}` and `attention_mask` exclude each other; pass packed texts without a mask.")
+    if given and len(given) < len(PACKING_KEYWORDS):
+        missing = next(name for name in PACKING_KEYWORDS if name not in options)
+        raise ValueError(f"`{given[0]}` needs `{missing}` beside it; pass {', '.join(PACKING_KEYWORDS)} together.")
+
+
+def check_files(folder: Any) -> None:
+    """Read the files beside the weights that transformers does not check.
+
+    Args:
+        folder: where they lie; those that are not there are not needed.
+
+    Raises:
+        ValueError: for a generation config or an index of weights that is damaged, naming it.
+    """
+    for name, read in READERS.items():
+        if os.path.isfile(file := os.path.join(folder, name)):
+            read(file)
+
+
+def _read_generation_config(file: str) -> None:
+    fields = read_json_object(file)
+    try:
+        try:
+            LLaDAGenerationConfig.from_generation_config(GenerationConfig.from_dict(fields))
+        except TypeError:  # transformers compares values without a look at their types; this names the option
+            LLaDAGenerationConfig().updated(**{name: fields[name] for name in fields if name in DEFAULTS})
+            raise
+    except (ValueError, TypeError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"`{file}` sets what cannot be read ({reason}); correct the file, or delete it.") from None
+
+
+# What reads the files beside the weights.
+READERS = {
+    "generation_config.json": _read_generation_config,
+    "model.safetensors.index.json": read_weight_index,
+    "pytorch_model.bin.index.json": read_weight_index,
+}

@@ -4,13 +4,15 @@
 without. oneDNN's kernels read weights in blocks of their own; with the weights in that order they are several times
 faster on CPUs, most of all for the few rows of a cached block. The products are the same up to float rounding.
 
-The prepacked weights are a second copy, kept for the length of the call.
+The prepacked weights are a second copy, kept for the length of the call. Calls that run at once share it.
 """
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any, Optional
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,10 @@ from torch import Tensor, nn
 # Largest copy, in bytes, that is made without being asked for: 0.5 billion parameters in float32.
 AUTO_PREPACK_BYTES = 2 * 2**30
 PREPACKABLE_DTYPES = (torch.float32, torch.bfloat16)
+
+# Packed layer -> calls that use it; changed under the lock only.
+_USERS: WeakKeyDictionary[nn.Linear, int] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -35,23 +41,33 @@ def prepacked_weights(model: Any, pack: Optional[bool]) -> Iterator[None]:
 
     Not handled: layers that are quantised, sharded, offloaded or on another device; they run as they are.
     """
-    layers = [] if pack is False else prepackable_layers(model)
-    reason = _reason_against(model, layers)
-    if pack and reason is not None:
-        raise ValueError(f"`pack_weights=True` is not available here: {reason}; leave it out.")
-    num_bytes = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
-    if reason is not None or (pack is None and num_bytes > AUTO_PREPACK_BYTES):
-        layers = []
+    used: list[nn.Linear] = []
     try:
-        for layer in layers:
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
-            # An instance's attribute hides the method of its class.
-            vars(layer)["forward"] = functools.partial(_prepacked_linear, layer, packed)
+        with _LOCK:
+            packed = filter(_USERS.__contains__, model.modules())
+            layers = [] if pack is False else [*prepackable_layers(model), *packed]
+            reason = _reason_against(model, layers)
+            if pack and reason is not None:
+                raise ValueError(f"`pack_weights=True` is not available here: {reason}; leave it out.")
+            num_bytes = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
+            if reason is not None or (pack is None and num_bytes > AUTO_PREPACK_BYTES):
+                layers = []
+            for layer in layers:
+                if layer not in _USERS:
+                    packed_weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight, None)
+                    # An instance's attribute hides the method of its class.
+                    vars(layer)["forward"] = functools.partial(_prepacked_linear, layer, packed_weight)
+                _USERS[layer] = _USERS.get(layer, 0) + 1
+                used.append(layer)
         yield
     finally:
-        # Memory may have run out before the last one was packed.
-        for layer in layers:
-            vars(layer).pop("forward", None)
+        with _LOCK:
+            # Memory may have run out before the last one was packed.
+            for layer in used:
+                _USERS[layer] -= 1
+                if not _USERS[layer]:
+                    del _USERS[layer]
+                    vars(layer).pop("forward", None)
 
 
 def prepackable_layers(model: Any) -> list[nn.Linear]:

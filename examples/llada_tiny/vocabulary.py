@@ -52,7 +52,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": MODEL_MAX_LENGTH,
         "clean_up_tokenization_spaces": False,
-        "padding_side": "right",
+        "padding_side": "left",
         "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token types
         "bos_token": start,
         "eos_token": end,

@@ -105,13 +105,13 @@ def test_version_is_that_of_the_installed_package():
 
 def test_every_option_of_generation_that_has_a_flag_is_one_of_the_generation_config():
     from llada_cli.options import GENERATION_OPTIONS
-    from modeling_llada.generation_config_llada import OPTIONS
+    from modeling_llada.generation_config_llada import LISTS, OPTIONS
 
-    without_flag = {name for name in OPTIONS if name.endswith("_id")}
-    without_flag |= {"do_sample", "return_dict_in_generate", "output_history"}
+    without_flag = {name for name, (_, kind, *_) in OPTIONS.items() if kind == "id" or kind in {*LISTS} - {"texts"}}
+    without_flag |= {"do_sample", "return_dict_in_generate", "output_history", "num_return_sequences"}
     assert [name for name, _, _ in GENERATION_OPTIONS] == [*(n for n in OPTIONS if n not in without_flag), "seed"]
     for name, kind, text in GENERATION_OPTIONS[:-1]:
-        assert kind.__name__ == OPTIONS[name][1]
+        assert (kind.__name__, OPTIONS[name][1]) in [(kind.__name__, kind.__name__), ("list", "texts")]
         assert text[1:-1] in OPTIONS[name][3] and len(text) <= 200, name
 
 
@@ -165,6 +165,26 @@ def test_a_seed_repeats_the_draws_and_another_changes_them():
 def test_options_that_are_not_given_come_from_the_checkpoint(copy):
     edit_json(copy / "generation_config.json", max_new_tokens=5, stop_at_eos=False, remasking="margin")
     assert answers_of("hello", "-m", str(copy))[0]["tokens"] == 5
+
+
+def test_an_answer_ends_at_a_stop_string_of_which_there_may_be_several(tmp_path):
+    (whole,) = answers_of("hello", *SHORT)
+    stop = whole["answer"][2:4]
+    expected = whole["answer"][: whole["answer"].index(stop) + 2]
+    (answer,) = answers_of("hello", *SHORT, "--stop-strings", "not there", "--stop-strings", stop)
+    assert answer["answer"].startswith(expected) and answer["tokens"] < whole["tokens"]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hello"}\n')
+    files = ["--input", str(tmp_path / "prompts.jsonl"), "--output", str(tmp_path / "answers.jsonl")]
+    assert run("generate", *files, *SHORT, "--stop-strings", stop).exit_code == 0
+    assert json.loads((tmp_path / "answers.jsonl").read_text())["answer"] == answer["answer"]
+
+
+def test_a_length_of_prompt_and_answer_lets_the_answer_grow(checkpoint):
+    ids = torch.tensor([checkpoint.tokenizer("hello")["input_ids"]])
+    length = ids.shape[1] + 5
+    grown = checkpoint.model.generate(ids, max_new_tokens=None, max_length=length, stop_at_eos=False)[0, ids.shape[1] :]
+    (answer,) = answers_of("hello", *MODEL, "--max-length", str(length), "--no-stop-at-eos")
+    assert answer["answer"] == checkpoint.tokenizer.decode(grown, skip_special_tokens=True)
 
 
 def test_chat_puts_the_prompt_as_a_users_turn(checkpoint):
@@ -516,6 +536,17 @@ def test_finished_blocks_stay_before_the_drafts_of_the_next(checkpoint):
         streamer.put(torch.tensor([[c, d]]))
         streamer.end()
     assert last_frame(console).rstrip().startswith("abcd")
+
+
+def test_an_answer_that_ends_at_a_stop_string_is_shown_up_to_it(checkpoint):
+    ids = torch.tensor([ids_of(checkpoint, "hello")])
+    options = {"max_new_tokens": 8, "block_length": 4, "stop_at_eos": False}
+    answer = checkpoint.model.generate(ids, **options)[0, ids.shape[1] :]
+    stop = checkpoint.tokenizer.decode(answer[:2])
+    console = string_console(color_system=None, width=200)
+    with CanvasStreamer(checkpoint.tokenizer, console, ["hello"], seconds_per_frame=0) as streamer:
+        checkpoint.model.generate(ids, streamer=streamer, stop_strings=stop, tokenizer=checkpoint.tokenizer, **options)
+    assert last_frame(console).rstrip("\x1b[?25h\n ") == ("hello" + stop).rstrip()
 
 
 def test_generate_and_infill_report_what_the_canvas_needs(checkpoint):

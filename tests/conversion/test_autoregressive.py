@@ -143,6 +143,16 @@ def test_the_tokenizer_gets_a_mask_chat_tokens_and_a_template_that_marks_answers
     assert json.loads((target / "generation_config.json").read_text())["eot_token_id"] == 67
 
 
+def test_licence_texts_travel_with_the_weights_and_links_out_of_the_folder_do_not(source, target, tmp_path):
+    (source / "LICENSE.txt").write_text("Llama licence")
+    convert_autoregressive(source, target)
+    assert (target / "LICENSE.txt").read_text() == "Llama licence"
+    (source / "NOTICE").symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=r"Licence texts must be files of `.*`, but these are links .*: NOTICE; put"):
+        convert_autoregressive(source, target, force=True)
+    assert (target / "LICENSE.txt").exists()
+
+
 def test_the_result_generates(source, target):
     model = LLaDAModelLM.from_pretrained(convert_autoregressive(source, target))
     ids = model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, block_length=4, stop_at_eos=False)

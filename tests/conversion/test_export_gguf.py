@@ -144,3 +144,11 @@ def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="takes a byte-level BPE tokenizer without a normalizer, got BPE with"):
         export_gguf(source, tmp_path / "mha.gguf")
+
+
+def test_a_disk_that_gets_full_is_said_and_leaves_no_file(tmp_path) -> None:
+    """The partial file is a link to a device that is always full."""
+    (tmp_path / ".llada.gguf.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"The disk of `{tmp_path}` is full; free space, or name a folder on another"):
+        export_gguf(MHA, tmp_path / "llada.gguf")
+    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
 
@@ -102,9 +104,20 @@ def test_a_target_may_not_overlap_what_is_read(target, tmp_path) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path) -> None:
     check_space(tmp_path / "model", 1)
-    with pytest.raises(OSError, match=r"`.*model` needs 1000000000\.0 GB, but its disk has \d+\.\d GB free; free"):
+    with pytest.raises(OSError, match=r"`.*model` needs 1000000\.0 TB, but its disk has \d+\.\d [kMGT]B free; free"):
         check_space(tmp_path / "deep" / "model", 10**18)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "needed, words",
+    [(2, "2 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (667_064, "667.1 kB"), (999_990, "1.0 MB"),
+     (16 * 10**9, "16.0 GB")],
+)  # fmt: skip
+def test_sizes_stand_in_units_that_show_them(needed, words, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1))
+    with pytest.raises(OSError, match=rf"`.*` needs {words}, but its disk has 1 bytes free; free space"):
+        check_space(tmp_path / "model", needed)
 
 
 def write_to_a_full_device() -> None:
@@ -116,7 +129,12 @@ def fail_as_safetensors_does() -> None:
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-@pytest.mark.parametrize("write", [write_to_a_full_device, fail_as_safetensors_does])
+def write_an_array_to_a_full_device() -> None:
+    with open("/dev/full", "wb") as file:
+        np.zeros(10_000).tofile(file)
+
+
+@pytest.mark.parametrize("write", [write_to_a_full_device, fail_as_safetensors_does, write_an_array_to_a_full_device])
 def test_a_disk_that_gets_full_is_said_and_leaves_nothing(write, tmp_path) -> None:
     words = r"The disk of `.*` is full; free space, or name .*Nothing was left behind"
     with pytest.raises(OSError, match=words), complete_folder(tmp_path / "model"):

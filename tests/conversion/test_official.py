@@ -220,6 +220,39 @@ def test_verification_notices_a_download_that_differs_from_its_name_in_the_cache
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "NOTICE.txt"])
+@pytest.mark.parametrize("place", ["../outside", "/etc/hostname", "private/notes", "nowhere"])
+def test_a_licence_that_is_a_link_out_of_the_folder_is_not_followed(name, place, tmp_path) -> None:
+    source = copy_of("mha", tmp_path)
+    (tmp_path / "outside").write_text("private")
+    (source / "private").mkdir()
+    (source / "private" / "notes").write_text("private")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(place)
+    with pytest.raises(
+        ValueError, match=rf"Licence texts must be files of `.*`, but .* or to nothing: {name}; put the"
+    ):
+        convert_official(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_licences_of_the_hubs_cache_and_links_inside_the_folder_are_copied(tmp_path) -> None:
+    repo = tmp_path / "models--user--name"
+    source = Path(shutil.copytree(reference("mha"), repo / "snapshots" / "abc"))
+    (repo / "blobs").mkdir()
+    for path in [*source.iterdir()]:
+        path.rename(repo / "blobs" / path.name)
+        path.symlink_to(f"../../blobs/{path.name}")
+    (repo / "blobs" / "0123").write_text("Apache")
+    (source / "LICENSE").unlink(missing_ok=True)
+    (source / "LICENSE").symlink_to("../../blobs/0123")
+    (source / "NOTICES").mkdir()
+    ours = convert_official(source, tmp_path / "ours")
+    assert (ours / "LICENSE").read_text() == "Apache" and not (ours / "LICENSE").is_symlink()
+    (ours / "LICENSE.md").symlink_to("LICENSE")
+    assert (convert_official(ours, tmp_path / "again") / "LICENSE.md").read_text() == "Apache"
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -274,11 +307,15 @@ DAMAGES = {
     "no json": ("mha", write("model.safetensors", "\x05" + "\0" * 7 + "{1,2]"), "cut off or not a safetensors file"),
     "no shard": ("mha_sharded", remove(SHARD), f"lacks {SHARD}; download or copy the whole checkpoint"),
     "twice": ("mha_sharded", double_shard, r"`.*` is in two files\."),
-    "bad index": ("mha_sharded", write(INDEX, "{}"), r"index `.*` is corrupt; download or save it again"),
-    "index out": ("mha_sharded", write(INDEX, '{"weight_map": {"a": "../x"}}'), r"may name files beside it only, got"),
+    "bad index": ("mha_sharded", write(INDEX, "{}"), rf"{INDEX} of `.*` is corrupt: it must have a `weight_map`"),
+    "index out": (
+        "mha_sharded",
+        write(INDEX, '{"metadata": {}, "weight_map": {"a": "../x"}}'),
+        r"must name a file beside it for every tensor, got '\.\./x' for `a`",
+    ),
     "index wrong": (
         "mha_sharded",
-        write(INDEX, json.dumps({"weight_map": {Q_PROJ: "model-00002-of-00005.safetensors"}})),
+        write(INDEX, json.dumps({"metadata": {}, "weight_map": {Q_PROJ: "model-00002-of-00005.safetensors"}})),
         rf"is not where `{INDEX}` says",
     ),
     "no weights": ("mha", remove("model.safetensors"), r"has no `model\.safetensors` and no .*`save_pretrained`"),
@@ -303,6 +340,99 @@ def test_a_checkpoint_that_cannot_be_converted_is_refused_in_words(name, damage,
     damage(source)
     with pytest.raises((ValueError, OSError), match=message):
         convert_official(source, tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def with_header(path: Path, change: Callable[[dict], object], behind: bytes = b"") -> None:
+    """Rewrite the header of a safetensors file: `change` edits it, or returns another, which may be text."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    changed = change(header)
+    text = (changed if isinstance(changed, str) else json.dumps(header)).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:] + behind)
+
+
+def offsets(change: Callable[[int, int], list]) -> Callable[[dict], object]:
+    return lambda header: header[Q_PROJ].update(data_offsets=change(*header[Q_PROJ]["data_offsets"]))
+
+
+# What is wrong with a header whose file is as long as it should be, or longer.
+HEADERS: dict[str, tuple[Callable[[dict], object], bytes]] = {
+    "bytes behind": (lambda header: None, b"\0" * 8),
+    "negative": (offsets(lambda start, end: [-8, end]), b""),
+    "reversed": (offsets(lambda start, end: [end, start]), b""),
+    "floats": (offsets(lambda start, end: [start + 0.0, end + 0.0]), b""),
+    "words": (offsets(lambda start, end: [str(start), str(end)]), b""),
+    "one number": (offsets(lambda start, end: [start]), b""),
+    "too short": (offsets(lambda start, end: [start, end - 4]), b""),
+    "a gap": (offsets(lambda start, end: [start + 4, end + 4]), b"\0" * 4),
+    "another shape": (lambda header: header[Q_PROJ].update(shape=[64, 32]), b""),
+    "a negative shape": (lambda header: header[Q_PROJ].update(shape=[-64, -64]), b""),
+    "another type": (lambda header: header[Q_PROJ].update(dtype="F16"), b""),
+    "no type": (lambda header: header[Q_PROJ].update(dtype="G7"), b""),
+    "metadata list": (lambda header: header.update(__metadata__=["pt"]), b""),
+    "metadata nested": (lambda header: header.update(__metadata__={"format": {"a": "pt"}}), b""),
+    "metadata number": (lambda header: header.update(__metadata__={"format": 5}), b""),
+    "too deep": (lambda header: '{"a":' + "[" * 100_000 + "]" * 100_000 + "}", b""),
+    "half a surrogate": (lambda header: json.dumps({**header, "x": header[Q_PROJ]}).replace('"x"', '"\\ud800"'), b""),
+    "a foreign entry": (lambda header: header.update(x=5), b""),
+}
+
+
+@pytest.mark.parametrize("change, behind", HEADERS.values(), ids=HEADERS.keys())
+@pytest.mark.parametrize("flags", [[], ["--verify"], ["--layout", "llama"]], ids=["plain", "verify", "llama"])
+def test_weights_that_would_not_load_are_refused_on_one_line(change, behind, flags, tmp_path) -> None:
+    source = copy_of("mha", tmp_path)
+    with_header(source / "model.safetensors", change, behind)
+    done = CliRunner().invoke(app, ["convert", "official", str(source), str(tmp_path / "ours"), *flags])
+    assert done.exit_code == 2
+    assert done.output.startswith(
+        f"Error: The weights of `{source}` are damaged. `model.safetensors` is cut off or not"
+    )
+    assert done.output.count("\n") == 1 and done.output.endswith("Download or save them again.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("metadata", [None, [], 5, "x", "missing"])
+@pytest.mark.parametrize("layout", ["official", "llama"])
+def test_an_index_without_metadata_gets_some_so_that_it_loads(metadata, layout, tmp_path) -> None:
+    source = copy_of("mha_sharded", tmp_path)
+    index = json.loads((source / INDEX).read_text())
+    del index["metadata"]
+    (source / INDEX).write_text(json.dumps(index if metadata == "missing" else {**index, "metadata": metadata}))
+    folder = convert_official(source, tmp_path / "ours", layout=layout)
+    total = sum(tensor.nbytes for tensor in read_tensors(folder).values())
+    assert json.loads((folder / INDEX).read_text())["metadata"] == {"total_size": total}
+    if layout == "official":
+        LLaDAModelLM.from_pretrained(folder)
+
+
+INDEXES = (
+    "null", "[]", "5", "{", "[" * 100_000, '{"weight_map": null}', '{"weight_map": []}', '{"weight_map": {}}',
+    '{"weight_map": {"a": 5}}', '{"weight_map": {"a": null}}', '{"weight_map": {"a": ["x"], "b": "y"}}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", INDEXES, ids=[text[:40] for text in INDEXES])
+def test_a_damaged_index_is_refused_on_one_line(text, tmp_path) -> None:
+    source = copy_of("mha_sharded", tmp_path)
+    (source / INDEX).write_text(text)
+    done = CliRunner().invoke(app, ["convert", "official", str(source), str(tmp_path / "ours")])
+    assert done.exit_code == 2
+    assert done.output == f"Error: The index `{source / INDEX}` is corrupt; download or save it again.\n"
+
+
+def test_weights_that_are_not_finite_are_blamed_and_not_the_config(tmp_path) -> None:
+    source = copy_of("mha", tmp_path)
+    weights = load_file(source / "model.safetensors")
+    weights[Q_PROJ][3, 4] = float("nan")
+    weights["model.transformer.ln_f.weight"][5] = float("inf")
+    save_file(weights, source / "model.safetensors")
+    words = rf"are not finite numbers: `{Q_PROJ}`, `model\.transformer\.ln_f\.weight`\. Download them again"
+    with pytest.raises(ValueError, match=words) as caught:
+        convert_official(source, tmp_path / "ours", verify=True)
+    assert "config.json" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

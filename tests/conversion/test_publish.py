@@ -268,22 +268,25 @@ def test_a_repository_that_is_not_there_is_named(hub, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "README.md", "LICENSE"])
-def test_nothing_outside_the_folder_is_uploaded(own, tmp_path, name) -> None:
-    outside = tmp_path / "outside"
-    outside.write_text("private")
+@pytest.mark.parametrize("place", ["../outside", "private/notes", "notes.txt", "nowhere", "private"])
+def test_a_link_to_what_is_not_uploaded_is_refused(own, tmp_path, name, place) -> None:
+    (own / "private").mkdir()
+    for path in (tmp_path / "outside", own / "private" / "notes", own / "notes.txt"):
+        path.write_text("private")
     (own / name).unlink(missing_ok=True)
-    (own / name).symlink_to(outside)
-    with pytest.raises(ValueError, match=rf"Nothing outside `.*` is uploaded, but these are links .*: {name}\. Put"):
-        prepare_upload(own, MODEL, MIT)
-    outside.unlink()
-    with pytest.raises(ValueError, match="links out of it or to nothing"):
+    (own / name).symlink_to(place)
+    words = (
+        rf"Links may lead to files of `.*` that are uploaded .* lead elsewhere or to nothing: {name}\. Put the files"
+    )
+    with pytest.raises(ValueError, match=words):
         prepare_upload(own, MODEL, MIT)
 
 
-def test_a_link_inside_the_folder_is_its_file(own) -> None:
-    (own / "config.json").rename(own / "old.cfg")
-    (own / "config.json").symlink_to("old.cfg")
-    assert "config.json" in prepare_upload(own, MODEL, MIT).files
+def test_a_link_to_a_file_that_is_uploaded_is_that_file(own, hub) -> None:
+    (own / "LICENSE").write_text("Apache")
+    (own / "NOTICE").symlink_to("LICENSE")
+    push_upload(prepare_upload(own, MODEL, MIT))
+    assert hub.files(MODEL)["NOTICE"] == b"Apache"
 
 
 @pytest.mark.parametrize("name", [".env", "hub.token", "id_rsa", "my_secrets.json", "credentials.json", "server.pem"])
@@ -293,11 +296,32 @@ def test_files_with_the_name_of_a_secret_are_refused(own, name) -> None:
         prepare_upload(own, MODEL, MIT)
 
 
-@pytest.mark.parametrize("text", ["hf_" + "aB3" * 12, "-----BEGIN RSA PRIVATE KEY-----", "AKIA" + "Z" * 16])
-def test_files_with_the_text_of_a_secret_are_refused(own, text) -> None:
-    (own / "README.md").write_text(f"# Card\n\ntoken: {text}\n")
-    with pytest.raises(ValueError, match=r"these look like secrets: text in `README\.md`"):
+TOKEN = "hf_" + "aB3" * 12
+IN_TEXT = r"these look like secrets: text in `{}` \(Hugging Face Token\)\. Move them out of the folder, and change the"
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "LICENSE", "loss_curve.png", "training_log.jsonl", "tokenizer_config.json"]
+)
+def test_files_with_the_text_of_a_secret_are_refused_whatever_they_are_called(own, name) -> None:
+    text = (own / name).read_text() if (own / name).exists() else "# Card\n"
+    (own / name).write_text(text.replace("{", f'{{"x": "{TOKEN}", ', 1) if "{" in text else text + TOKEN)
+    with pytest.raises(ValueError, match=IN_TEXT.format(re.escape(name))):
         prepare_upload(own, MODEL, MIT)
+
+
+def test_a_secret_in_the_metadata_of_the_weights_is_found(own) -> None:
+    path = own / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "note": TOKEN})
+    with pytest.raises(ValueError, match=IN_TEXT.format(r"model\.safetensors")):
+        prepare_upload(own, MODEL, MIT)
+
+
+def test_a_secret_that_only_the_new_card_holds_is_found(own, tmp_path) -> None:
+    (tmp_path / "sft.yaml").write_text(f"note: {TOKEN}\n")
+    for facts in ({"prompt": f"My token is {TOKEN}"}, {"recipe": tmp_path / "sft.yaml"}):
+        with pytest.raises(ValueError, match=IN_TEXT.format(r"README\.md")):
+            prepare_upload(own, MODEL, CardFacts(license="mit", **facts))
 
 
 def test_what_is_no_part_of_a_model_stays_here(own) -> None:
@@ -321,8 +345,13 @@ def test_a_folder_that_would_not_load_is_refused(own, tmp_path) -> None:
         FileNotFoundError, match="There is no folder `nowhere`; name the folder of a model or an adapter"
     ):
         prepare_upload("nowhere", MODEL, MIT)
-    with pytest.raises(ValueError, match="`repo_id` must be user/name, got 'tiny'"):
-        prepare_upload(own, "tiny", MIT)
+
+
+@pytest.mark.parametrize("name", ["tiny", "a/..", "../x", "./.", "müller/modell", "a/" + "b" * 300, "a b/c", ""])
+def test_a_name_that_the_hub_would_refuse_is_refused_before_anything_is_read(name) -> None:
+    code, output = push("nowhere", name, "--license", "mit", "--dry-run")
+    assert code == 2
+    assert "`repo_id` must be user/name" in output
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(own) -> None:
@@ -342,6 +371,23 @@ def test_an_adapter_needs_a_base_model_that_others_have(adapter, tmp_path) -> No
         prepare_upload(own, ADAPTER, MIT)
 
 
+ADAPTER_CONFIGS = {
+    "null": "must hold a JSON object, got NoneType",
+    "[]": "must hold a JSON object, got list",
+    "{": "is not valid JSON",
+    '{"base_model_name_or_path": 5}': "must name a base model on the Hub, got 5",
+    "{}": "must name a base model on the Hub, got None",
+}
+
+
+@pytest.mark.parametrize("text, message", ADAPTER_CONFIGS.items(), ids=ADAPTER_CONFIGS.keys())
+def test_a_damaged_config_of_an_adapter_is_refused(adapter, tmp_path, text, message) -> None:
+    own = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    (own / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        prepare_upload(own, ADAPTER, MIT)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +400,25 @@ def test_a_dry_run_lists_every_file_and_asks_nobody(hub, own, monkeypatch) -> No
     assert all(name in output for name in (*PARTS, *CODE_FILES, "README.md"))
     assert output.endswith("Not uploaded: optimizer.pt")
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("a.record.json", '{"results": {}}', "is not an evaluation record: `name` must be text"),
+        ("lm.json", '{"results": {"a": {"acc": NaN}}}', "The result `a: acc` must be a finite number, got nan"),
+        ("sft.yaml", "5: a", "The options of the recipe"),
+        ("trainer_state.json", '{"log_history": 5}', "`log_history` in"),
+        ("README.md", "---\na: [\n---\n", "The metadata at the head of"),
+    ],
+)
+def test_a_dry_run_names_a_file_that_it_cannot_use_on_one_line(own, name, text, message) -> None:
+    (own / name).write_text(text)
+    flags = {".json": "--results", ".yaml": "--recipe"}
+    given = [flags[Path(name).suffix], own / name] if name in ("a.record.json", "lm.json", "sft.yaml") else []
+    done = CliRunner().invoke(app, ["push", str(own), MODEL, "--license", "mit", "--dry-run", *map(str, given)])
+    assert done.exit_code == 2
+    assert done.output.startswith("Error: ") and done.output.count("\n") == 1 and message in done.output
 
 
 def test_the_command_publishes_and_prints_the_address(hub, converted) -> None:

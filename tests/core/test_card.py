@@ -94,6 +94,76 @@ def test_a_word_that_yaml_would_read_as_something_else_stays_a_word(tmp_path) ->
     assert (card.data.language, card.data.tags[-2:]) == (["no"], ["a: b", "1.0"])
 
 
+# Text that means something to YAML, to Markdown or to the card's template.
+INJECTIONS = (
+    "a/b\nlicense: gpl", "a/b\n---\nlicense: gpl", "---", "a: b", "no", "null", "a #b", "[a", "*a", "{{", "| a", "%",
+    "\t", "](x", "a\rb", "", " ", "x\u2028y", "&a", "!a", "@a", "`a", "'", '"', "? a", "- a", "> a", "1.0",
+    "2026-01-01",
+)  # fmt: skip
+FIELDS = {"license": "license", "base_model": "base_model", "datasets": "datasets", "languages": "language",
+          "tags": "tags"}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "updated"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_name_adds_a_field_to_the_head_or_ends_it(field, is_new, tmp_path) -> None:
+    if not is_new:
+        write(tmp_path, HEAD + "# Title\n")
+    plain = ModelCard(publish(tmp_path, CardFacts(license="mit"))).data.to_dict()
+    for text in INJECTIONS:
+        given = text if field in ("license", "base_model") else (text,)
+        facts, refusal = None, ""
+        try:
+            facts = CardFacts(**{"license": "mit", field: given})
+        except ValueError as error:
+            refusal = str(error)
+        if facts is None:
+            assert f"`{field}` must be" in refusal and "\n" not in refusal
+            continue
+        data = ModelCard(publish(tmp_path, facts)).data.to_dict()
+        wanted = [*plain.get("tags", []), text] if field == "tags" else given if isinstance(given, str) else [text]
+        is_kept = field != "base_model" or "/" in text or not is_new
+        assert data == {**plain, **({FIELDS[field]: wanted} if is_kept else {})}, text
+
+
+@pytest.mark.parametrize(
+    "facts, message",
+    [
+        ({"license": "mit\nx: 1"}, r"`license` must be letters, digits and .*, got 'mit\\nx: 1'; correct it"),
+        ({"languages": ("en us",)}, "`languages` must be letters, digits and .*, got 'en us'"),
+        ({"tags": ("a\nb",)}, r"`tags` must be printable text on one line, got 'a\\nb'"),
+        ({"datasets": ("ok/ok", "../x")}, r"`datasets` must be a Hub id such as user/name, got '\.\./x'"),
+        ({"base_model": "/home/me/model"}, "`base_model` must be a Hub id such as user/name, got '/home/me/model'"),
+    ],
+)
+def test_facts_that_a_card_cannot_hold_are_named(facts, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        CardFacts(**facts)
+
+
+def test_a_measure_with_bars_and_line_breaks_stays_in_its_cell(tmp_path) -> None:
+    (tmp_path / "odd.json").write_text(json.dumps({"results": {"a|b\n## Title": {"acc\n---\nlicense: gpl": 0.5}}}))
+    (tmp_path / "r.yaml").write_text('"learning|rate": "a|b"\nnote: "one\\n| two |"\nhalf: "x\\uD800"\n')
+    facts = CardFacts(license="mit", results=(tmp_path / "odd.json",), recipe=tmp_path / "r.yaml")
+    card = ModelCard(publish(tmp_path, facts))
+    assert card.data.license == "mit"
+    assert r"| a\|b ## Title: acc --- license: gpl | 0.5 |" in card.text.splitlines()
+    assert r"| `learning\|rate` | a\|b |" in card.text.splitlines()
+    assert "| `half` | x? |" in card.text.splitlines()
+    assert r"| `note` | one \| two \| |" in card.text.splitlines()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1" + "0" * 400])
+def test_a_result_that_is_not_a_finite_number_is_refused_by_name(value, tmp_path) -> None:
+    for name, text in (
+        ("lm.json", f'{{"results": {{"gsm8k": {{"acc": {value}}}}}}}'),
+        ("a.record.json", f'{{"name": "gsm8k", "results": {{"acc": {{"value": {value}}}}}}}'),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=r"The result `gsm8k: acc` must be a finite number, got (nan|inf|10+); "):
+            read_results(tmp_path / name)
+
+
 def test_a_new_card_needs_a_licence(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"has no README\.md, and a card needs a licence, got none; pass --license"):
         publish(tmp_path)
@@ -213,12 +283,38 @@ def test_evaluating_and_publishing_name_a_result_alike_so_that_it_stands_once(tm
     assert publish(tmp_path, CardFacts(results=(record,))) == once
 
 
+def test_results_that_are_published_twice_stand_once_and_the_newer_number_counts(tmp_path) -> None:
+    path = write(tmp_path)
+    for accuracy in (0.25, 0.5):
+        record = {**RECORD, "results": {"acc,none": {"value": accuracy}}}
+        (tmp_path / "a.record.json").write_text(json.dumps(record))
+        results = {"results": {RECORD["name"]: {"exact_match,none": accuracy}}}
+        (tmp_path / "lm.json").write_text(json.dumps(results))
+        facts = CardFacts(results=(tmp_path / "a.record.json", tmp_path / "lm.json"))
+        path.write_text(publish(tmp_path, facts))
+        write_results(record_results(record), tmp_path)
+    rows = ModelCard.load(path).data.eval_results
+    assert {row.metric_type: row.metric_value for row in rows} == {"acc": 0.5, "exact_match": 0.5}
+    assert len(rows) == 2
+
+
 def test_a_result_whose_metric_has_no_name_is_replaced_by_its_data_sets_name(tmp_path) -> None:
     path = write(tmp_path)
     names = {"task_type": "text-generation", "dataset_type": "BoolQ", "dataset_name": "BoolQ", "metric_type": "acc"}
     write_results([EvalResult(**names, metric_value=0.5)], tmp_path)
     write_results([eval_result("BoolQ", "acc,none", 0.75, "super_glue")], tmp_path)
     assert [row.metric_value for row in ModelCard.load(path).data.eval_results] == [0.75]
+
+
+def test_a_metric_that_is_called_by_a_number_is_compared_as_text(tmp_path) -> None:
+    row = {
+        "task": {"type": "t"},
+        "dataset": {"type": "d", "name": "d"},
+        "metrics": [{"type": 5, "name": 5, "value": 1}],
+    }
+    path = write(tmp_path, "---\n" + yaml.safe_dump({"model-index": [{"name": "m", "results": [row]}]}) + "---\n")
+    write_results([eval_result("P", "acc", 0.5)], tmp_path)
+    assert [row.metric_value for row in ModelCard.load(path).data.eval_results] == [1, 0.5]
 
 
 def test_a_card_without_metadata_gets_a_head(tmp_path) -> None:
@@ -262,20 +358,94 @@ def test_results_are_read_from_any_of_three_kinds_of_file(tmp_path) -> None:
         assert [(row.dataset_name, row.metric_type, row.metric_value) for row in rows] == expected
 
 
-def test_facts_that_cannot_be_read_are_refused(tmp_path) -> None:
-    file = tmp_path / "file"
-    for text, words in (
-        ("{", "is not valid JSON"),
-        ("[1]", "must hold a JSON object, got list"),
-        ("{}", "numbers of an evalu"),
-    ):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            read_results(file)
-    for text, words in (("a: [", "is not valid YAML"), ("- a", "must map options to values, got list")):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            read_recipe(file)
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("r.json", "{", "is not valid JSON"),
+        ("r.json", "[" * 100_000, "is not valid JSON"),
+        ("r.json", r'{"\ud800": 0.5}', "is not valid JSON: .*surrogates not allowed"),
+        ("r.json", "[1]", "must hold a JSON object, got list"),
+        ("r.json", "{}", "must hold numbers of an evaluation, got none"),
+        ("r.json", '{"results": null}', r"`results` in `.*r\.json` must map tasks to their metrics; pass an lm-eval"),
+        ("r.json", '{"results": [1]}', "must map tasks to their metrics"),
+        ("r.json", '{"results": {"t": 5}}', "must map tasks to their metrics"),
+        ("a.record.json", '{"results": {}}', "`name` must be text; name a file of `llada evaluate`"),
+        ("a.record.json", '{"name": "a", "results": {"acc": 1}}', "must map metrics to scores with a `value`"),
+        ("a.record.json", '{"name": "a", "results": {}, "settings": 5}', "`settings` must be an object"),
+        (
+            "a.record.json",
+            '{"name": "a", "results": {"acc": {"value": "x"}}}',
+            "`a: acc` must be a finite number, got x",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_results_is_refused(name, text, message, tmp_path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: [", "is not valid YAML"),
+        ("a: !!python/name:os.system", "is not valid YAML"),
+        ("a: &x [*x]", "is not valid YAML: Circular reference"),
+        ("- a", "must map options to values, got list"),
+        ("5: a", "must be names, got 5; put it in quotes"),
+        ("null: a", "must be names, got None"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused(text, message, tmp_path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def test_a_recipe_keeps_keys_passwords_and_places_to_itself(tmp_path) -> None:
+    private = {
+        "wandb_api_key": "x", "password": 12345, "PASSWORD": "x", "hub_token": "x", "client_secret": "x",
+        "resume_from_checkpoint": True, "dataset_name": "/home/me/data", "deepspeed": "ds.json", "model_config": "~/m",
+        "extra": {"api_key": "x"}, "more": [1, {"deep": "C:\\data"}], "cache": "../cache", "where": "runs/a/b",
+        "url": "https://host.example/x", "share": "\\\\host\\x",
+    }  # fmt: skip
+    public = {
+        "learning_rate": 1e-5, "dataset": "openai/gsm8k", "num_key_value_heads": 8, "optim": "adamw_torch",
+        "betas": [0.9, 0.95], "packing": True, "turns": "all", "max_new_tokens": 8,
+    }  # fmt: skip
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**private, **public}))
+    assert read_recipe(tmp_path / "r.yaml") == public
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        ({"log_history": 5}, r"`log_history` in `.*trainer_state\.json` must be a list of objects"),
+        ({"log_history": [5]}, "`log_history` .* must be a list of objects"),
+        ({"global_step": "many"}, "`global_step` .* must be an integer, got 'many'"),
+        (
+            {"log_history": [{"eval_loss": float("nan")}]},
+            "The result `validation: loss` must be a finite number, got nan",
+        ),
+    ],
+)
+def test_a_trainers_state_that_is_damaged_is_named(state, message, tmp_path) -> None:
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=message):
+        publish(tmp_path, CardFacts(license="mit"))
+
+
+@pytest.mark.parametrize("names", ["5", "{a: b}", "[{a: b}]"])
+def test_names_of_a_card_that_are_not_text_are_refused(names, tmp_path) -> None:
+    write(tmp_path, f"---\nlicense: mit\ndatasets: {names}\n---\n")
+    with pytest.raises(ValueError, match=r"`datasets` at the head of `.*README\.md` must be text or a list of texts"):
+        publish(tmp_path, CardFacts(datasets=("me/d",)))
+
+
+def test_a_card_that_is_not_utf8_is_named(tmp_path) -> None:
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: mit\n---\n\xff")
+    with pytest.raises(ValueError, match=r"`.*README\.md` must be UTF-8 text"):
+        publish(tmp_path)
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)

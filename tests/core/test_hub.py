@@ -23,7 +23,14 @@ MODEL = "tester/tiny"
         ("-a/b", False, False),
         ("a/b.git", False, False),
         ("", False, False),
+        ("a/..", False, False),
+        ("../x", False, False),
+        ("./.", False, False),
+        ("müller/modell", False, False),
+        ("a/" + "b" * 300, False, False),
+        ("a" * 300 + "/b", False, False),
         (None, False, False),
+        (5, False, False),
     ],
 )
 def test_a_name_is_an_id_if_the_hub_would_take_it(name, is_id, is_id_with_owner) -> None:

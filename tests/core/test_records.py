@@ -22,6 +22,10 @@ from llada_core.records import (
 from tests.score_records import make_record
 
 ROOT = Path(__file__).resolve().parents[2]
+# The start of a record's file, to which name, settings and results are missing.
+FIELDS = (
+    '{"format": 1, "model": {}, "seed": 0, "started": "", "seconds": 0, "code": {}, "packages": {}, "machine": {}, '
+)
 MHA = ROOT / "tests" / "reference" / "checkpoints" / "mha"
 
 
@@ -76,6 +80,15 @@ def test_a_setting_that_json_cannot_hold_is_refused(value, tmp_path):
         ('{"format": 2}', "is not an evaluation record of format 1"),
         ('{"format": 1, "results": {}, "colour": 1}', "are not those of format 1: .*colour"),
         ('{"format": 1}', "are not those of format 1: 'results'"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"format": 1, "results": [1]}', "are not those of format 1"),
+        (
+            FIELDS + '"name": "a", "settings": {}, "results": {"acc": {"value": "x"}}}',
+            "are not those of format 1: a `value` is not a number",
+        ),
+        (FIELDS + '"name": "a", "settings": {}, "results": {"acc": {"value": null}}}', "a `value` is not a number"),
+        ('{"format": 1, "results": {}}', "are not those of format 1: .*missing"),
+        (FIELDS + '"name": 5, "settings": {}, "results": {}}', "`name` must be text and `settings` an object"),
     ],
 )
 def test_what_is_no_record_is_refused(text, message, tmp_path):

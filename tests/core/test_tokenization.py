@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from llada_checkpoints import BUNDLED_MODEL
 from llada_core.tokenization import encode_chat, prepare_tokenizer, save_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
@@ -169,6 +170,20 @@ def test_a_saved_tokenizer_loads_as_it_was(tokenizer, tmp_path):
     assert loaded.chat_template == tokenizer.chat_template
     assert (loaded.mask_token_id, loaded.pad_token_id, loaded.bos_token_id) == (488, 481, 480)
     assert encode_chat(loaded, [SYSTEM, QUESTION]) == encode_chat(tokenizer, [SYSTEM, QUESTION])
+
+
+@pytest.mark.parametrize("folder", [BUNDLED_MODEL, "saved as it came", "saved after preparation"], ids=str)
+def test_every_saved_tokenizer_pads_prompts_on_the_left(folder, tmp_path):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER, padding_side="right")
+    if folder == "saved after preparation":
+        assert prepare_tokenizer(tokenizer).padding_side == "left"
+    if folder != BUNDLED_MODEL:
+        folder = tmp_path
+        save_tokenizer(tokenizer, folder)
+    loaded = PreTrainedTokenizerFast.from_pretrained(folder)
+    assert loaded.padding_side == "left"
+    shorter, longer = loaded(["a", "a b c d"], padding=True)["attention_mask"]
+    assert longer[0] == shorter[-1] == 1 and shorter[0] == 0
 
 
 def test_only_fast_tokenizers_are_saved(tmp_path):

@@ -2,11 +2,13 @@
 
 import copy
 import inspect
+import pickle
+from collections.abc import Callable
 
 import numpy
 import pytest
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import CompileConfig, GenerationConfig, GenerationMixin
 
 import modeling_llada.generation_config_llada as generation_config_llada
 import modeling_llada.generation_llada as generation_llada
@@ -35,7 +37,7 @@ def with_default_options(model: LLaDAModelLM) -> LLaDAModelLM:
     return own
 
 
-SET_LATER = {"stop_strings": ["."], "frequency_penalty": 0.5, "logit_bias": {"5": 1.0}, "repetition_penalty": 1.5}
+SET_LATER = {"top_h": 0.4, "frequency_penalty": 0.5, "logit_bias": {"5": 1.0}, "length_penalty": 1.5}
 
 
 @pytest.mark.parametrize(("name", "value"), SET_LATER.items())
@@ -58,7 +60,7 @@ def test_all_names_stand_in_the_same_warning(tiny_model, warnings) -> None:
             setattr(config, name, value)
         tiny_model.generate(PROMPT, generation_config=config, stop_at_eos=False)
     [record] = warnings.records
-    assert record.getMessage().endswith("not used: frequency_penalty, logit_bias, repetition_penalty, stop_strings.")
+    assert record.getMessage().endswith("not used: frequency_penalty, length_penalty, logit_bias, top_h.")
 
 
 def test_configs_without_foreign_options_warn_of_nothing(tiny_model, warnings) -> None:
@@ -128,15 +130,14 @@ def test_what_callers_always_pass_changes_nothing(tiny_model, warnings) -> None:
 
 
 REFUSED = {
-    "num_return_sequences": (2, "repeat the row of the prompt"),
-    "stop_strings": (["."], "cut the decoded answer"),
-    "bad_words_ids": ([[4]], "pass a `logits_processor`"),
-    "repetition_penalty": (1.2, "pass a `logits_processor`"),
+    "min_length": (5, "use `min_new_tokens`"),
+    "exponential_decay_length_penalty": ((5, 1.1), "use `max_new_tokens`"),
+    "forced_eos_token_id": (3, "an answer ends by itself"),
+    "top_h": (0.4, "pass a `logits_processor`"),
     "token_type_ids": (PROMPT, "leave it out"),
     "inputs_embeds": (torch.zeros(1, 3, 8), "pass `input_ids`"),
     "custom_generate": ("transformers-community/dola", "leave it out"),
     "synced_gpus": (True, "let all processes make equally many passes"),
-    "max_time": (1.0, "`MaxTimeCriteria`"),
     "guidance_scale": (1.5, "use `cfg_scale`"),
     "length_penalty": (2.0, "leave it out"),
 }
@@ -201,3 +202,181 @@ def test_a_soft_prompt_is_refused_rather_than_ignored(tiny_model, kind) -> None:
         generate_many(tuned, PROMPT.tolist(), **FEW)
     # PEFT puts the model's own method back, and the base model is as free as before.
     assert torch.equal(tuned.get_base_model().generate(PROMPT, **FEW), tiny_model.generate(PROMPT, **FEW))
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(index) for index in range(count)]
+
+
+@pytest.mark.parametrize("drawn", [{"temperature": 1.0}, {"remasking": "random"}, {"do_sample": True}], ids=str)
+def test_several_answers_of_a_prompt_stand_next_to_each_other(tiny_model, drawn) -> None:
+    ids, mask = torch.tensor([[5, 6, 7], [3, 9, 10]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+    answers = tiny_model.generate(ids, mask, num_return_sequences=3, generator=generators(6), **drawn, **FEW)
+    assert torch.equal(answers[:, :3], ids.repeat_interleave(3, 0))
+    repeated = tiny_model.generate(
+        ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0), generator=generators(6), **drawn, **FEW
+    )
+    assert torch.equal(answers, repeated)
+    assert not torch.equal(answers[0], answers[1])
+
+
+def test_several_texts_are_filled_in_next_to_each_other(tiny_model) -> None:
+    ids = torch.tensor([[5, MASK, MASK, 8], [MASK, 9, 10, 11]])
+    filled = tiny_model.infill(ids, temperature=1.0, num_return_sequences=2, generator=generators(4))
+    assert (filled[:, 3] == torch.tensor([8, 8, 11, 11])).all() and (filled != MASK).all()
+    with pytest.raises(ValueError, match="`num_return_sequences` must be 1 where nothing is drawn"):
+        tiny_model.infill(ids, num_return_sequences=2)
+
+
+def end_somewhere(model: LLaDAModelLM) -> tuple[dict, list[list[int]]]:
+    """Options with end-of-text tokens that end the rows of `PROMPT` at different columns; the answers up to there."""
+    full = model.generate(PROMPT, max_new_tokens=32, block_length=8, stop_at_eos=False)[:, 3:].tolist()
+    eos = [next(token for token in full[0] if token not in full[1]), full[1][-2]]
+    options = {"max_new_tokens": 32, "block_length": 8, "eos_token_id": eos, "pad_token_id": 77}
+    ends = [min(row.index(token) for token in eos if token in row) + 1 for row in full]
+    return options, [row[:end] for row, end in zip(full, ends)]
+
+
+def test_the_result_ends_with_the_longest_row(tiny_model) -> None:
+    options, answers = end_somewhere(tiny_model)
+    longest = max(map(len, answers))
+    assert len(answers[0]) != len(answers[1])
+    output = tiny_model.generate(PROMPT, return_dict_in_generate=True, output_history=True, **options)
+    assert output.sequences[:, 3:].tolist() == [row + [77] * (longest - len(row)) for row in answers]
+    assert {canvas.shape for canvas in output.history} == {output.sequences.shape}
+    assert torch.equal(output.history[0], torch.nn.functional.pad(PROMPT, (0, longest), value=MASK))
+    for index, answer in enumerate(answers):
+        assert tiny_model.generate(PROMPT[index : index + 1], **options)[0, 3:].tolist() == answer
+
+
+class Recorder:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self, takes_logits: bool = False) -> None:
+        self._takes_logits, self.put_values, self.drafts = takes_logits, [], []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.put_values.append(value.clone())
+
+    def put_draft(self, value: torch.Tensor | None = None, logits: torch.Tensor | None = None) -> None:
+        self.drafts.append((value if logits is None else logits).clone())
+
+    def end(self) -> None:
+        self.put_values.append(None)
+
+
+def test_a_row_is_streamed_in_one_dimension_up_to_its_end(tiny_model) -> None:
+    options, answers = end_somewhere(tiny_model)
+    for index, answer in enumerate(answers):
+        streamer = Recorder()
+        ids = torch.nn.functional.pad(PROMPT[index : index + 1], (2, 0), value=3)
+        tiny_model.generate(ids, torch.tensor([[0, 0, 1, 1, 1]]), streamer=streamer, **options)
+        *put, end = streamer.put_values
+        assert end is None and all(value.dim() == 1 and len(value) for value in put)
+        assert torch.cat(put).tolist() == PROMPT[index].tolist() + answer
+        assert torch.equal(put[0], PROMPT[index])
+
+
+def test_several_rows_are_streamed_as_columns(tiny_model) -> None:
+    options, _ = end_somewhere(tiny_model)
+    streamer = Recorder()
+    output = tiny_model.generate(PROMPT, streamer=streamer, **options)
+    assert torch.equal(torch.cat(streamer.put_values[:-1], dim=1)[:, : output.shape[1]], output)
+
+
+def test_a_streamer_that_takes_logits_gets_those_of_the_draft(tiny_model) -> None:
+    tokens, logits = Recorder(), Recorder(takes_logits=True)
+    options = {"max_new_tokens": 6, "block_length": 3, "stop_at_eos": False}
+    for streamer in (tokens, logits):
+        tiny_model.generate(PROMPT, streamer=streamer, **options)
+    first = logits.drafts[0]
+    assert first.shape == (2, 6, tiny_model.config.embedding_size)
+    canvas = torch.nn.functional.pad(PROMPT, (0, 6), value=MASK)
+    with torch.no_grad():
+        expected = tiny_model(canvas).logits[:, 3:6]
+    expected[..., MASK] = -torch.inf
+    torch.testing.assert_close(first[:, :3], expected)
+    assert (first[:, 3:].argmax(-1) == MASK).all()
+    for draft, of_draft in zip(tokens.drafts, logits.drafts):
+        is_final = draft != MASK
+        assert torch.equal(of_draft.argmax(-1)[is_final], draft[is_final])
+
+
+def test_a_length_of_prompt_and_answer_takes_the_place_of_a_length_of_answers(tiny_model) -> None:
+    grown = tiny_model.generate(PROMPT, max_new_tokens=None, max_length=21, stop_at_eos=False)
+    assert grown.shape == (2, 21)
+    for config in (GenerationConfig(max_length=21), LLaDAGenerationConfig(max_length=21)):
+        assert torch.equal(tiny_model.generate(PROMPT, max_length=21, stop_at_eos=False), grown)
+        assert torch.equal(tiny_model.generate(PROMPT, generation_config=config, stop_at_eos=False), grown)
+        # An argument of the call comes before the config's other length.
+        assert tiny_model.generate(PROMPT, generation_config=config, **FEW).shape == (2, 11)
+    both = GenerationConfig(max_length=21, max_new_tokens=4)
+    assert tiny_model.generate(PROMPT, generation_config=both, stop_at_eos=False).shape == (2, 7)
+
+
+def counting_backend() -> tuple[CompileConfig, list[int]]:
+    """A backend that runs graphs as they are, and a list with one number per graph that it was given."""
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, _: list) -> Callable:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    return CompileConfig(backend=count, mode=None), graphs
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_a_compiled_model_gives_the_same_tokens_and_is_not_compiled_again_per_step(tiny_model, cache) -> None:
+    compile_config, graphs = counting_backend()
+    options = {"max_new_tokens": 24, "block_length": 8, "stop_at_eos": False, "cache": cache}
+    plain = tiny_model.generate(PROMPT, **options)
+    compiled = options | {"compile": True, "compile_config": compile_config}
+    assert torch.equal(tiny_model.generate(PROMPT, **compiled), plain)
+    num_graphs = len(graphs)
+    assert 0 < num_graphs <= 6
+    assert torch.equal(tiny_model.generate(PROMPT, **compiled), plain)
+    assert len(graphs) == num_graphs
+
+
+def test_a_compiled_call_runs_the_forward_that_a_library_put_in_its_place(tiny_model) -> None:
+    compile_config, _ = counting_backend()
+    model, passes = copy.deepcopy(tiny_model), []
+    options = {"max_new_tokens": 4, "stop_at_eos": False, "compile": True, "compile_config": compile_config}
+    expected = model.generate(PROMPT, **options)
+    forward = model.forward
+
+    @torch._dynamo.disable
+    def counted(*args, **kwargs):
+        passes.append(1)
+        return forward(*args, **kwargs)
+
+    model.forward = counted
+    assert torch.equal(model.generate(PROMPT, **options), expected)
+    assert len(passes) == 4
+    del model.forward
+    assert torch.equal(model.generate(PROMPT, **options), expected)
+    assert len(passes) == 4
+
+
+def test_a_copy_of_a_compiled_model_computes_with_its_own_weights(tiny_model) -> None:
+    compile_config, _ = counting_backend()
+    options = {"max_new_tokens": 4, "stop_at_eos": False}
+    compiled = options | {"compile": True, "compile_config": compile_config}
+    model = copy.deepcopy(tiny_model)
+    expected = model.generate(PROMPT, **compiled)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            other.model.transformer.ff_out.weight.mul_(-1)
+        answer = other.generate(PROMPT, **options)
+        assert torch.equal(other.generate(PROMPT, **compiled), answer)
+        assert not torch.equal(answer, expected)
+    assert torch.equal(model.generate(PROMPT, **compiled), expected)
+
+
+@pytest.mark.slow
+def test_the_compiler_of_torch_gives_the_same_tokens(tiny_model) -> None:
+    torch._dynamo.reset()
+    model = copy.deepcopy(tiny_model)
+    options = {"max_new_tokens": 4, "block_length": 4, "stop_at_eos": False}
+    assert torch.equal(model.generate(PROMPT, compile=True, **options), tiny_model.generate(PROMPT, **options))

@@ -243,3 +243,13 @@ def test_sizes_left_out_follow_from_the_others() -> None:
     config = LLaDAConfig(**{**SMALL, "mlp_hidden_size": None})
     assert (config.n_kv_heads, config.mlp_hidden_size, config.embedding_size) == (4, 128, 100)
     assert LLaDAConfig(multi_query_attention=True, **SMALL).n_kv_heads == 1
+
+
+def test_an_embedding_as_large_as_the_vocabulary_follows_it() -> None:
+    config = LLaDAConfig(vocab_size=200, mask_token_id=99, eos_token_id=0, pad_token_id=0)
+    config.vocab_size = 256
+    assert config.embedding_size == 256
+    padded = LLaDAConfig(vocab_size=200, embedding_size=256, mask_token_id=99, eos_token_id=0, pad_token_id=0)
+    padded.vocab_size = 210
+    assert padded.embedding_size == 256
+    assert LLaDAConfig.from_dict(padded.to_diff_dict()).embedding_size == 256

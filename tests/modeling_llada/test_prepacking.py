@@ -114,6 +114,19 @@ def test_an_inner_call_leaves_the_outer_ones_prepacked_weights_alone() -> None:
     assert prepackable_layers(model)
 
 
+@needs_kernels
+def test_calls_at_once_share_the_packed_weights_until_the_last_one_ends() -> None:
+    model = small_model()
+    first, second = prepacked_weights(model, True), prepacked_weights(model, True)
+    first.__enter__()
+    packed = vars(model.get_output_embeddings())["forward"]
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert vars(model.get_output_embeddings())["forward"] is packed
+    second.__exit__(None, None, None)
+    assert len(prepackable_layers(model)) == 2 * 7 + 1
+
+
 def test_what_cannot_be_packed_runs_as_it_is_and_raises_where_packing_is_demanded() -> None:
     half, ids = small_model(torch.float16), prompts(1, 4)
     with prepacked_weights(half, None), torch.no_grad():

@@ -1,5 +1,6 @@
 """Laws of a model that is split over two processes: it computes what one process computes."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from modeling_llada import LLaDAConfig, LLaDAModel, LLaDAModelLM
+from modeling_llada.configuration_llada import SPLITS_VOCABULARY
+from modeling_llada.modeling_llada import LLaDABlock
 
 from .two_shards import CHECKPOINTS, MASK, SHARDINGS, computed_by
 
@@ -35,21 +38,30 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.newest_only
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_two_processes_compute_what_one_computes(folder, checkpoint, sharding) -> None:
     results = torch.load(folder / "results.pt", weights_only=False)[checkpoint, sharding]
     expected = computed_by(LLaDAModelLM.from_pretrained(folder / checkpoint, dtype=torch.float32).eval())
-    assert len(expected) == 1 + 3 + 1 + (2 * 2 + 1)
+    assert len(expected) == 1 + 3 * 2 + 1 + 1 + (1 + 2 * 9 + 1 + (checkpoint == "untied"))
     for name, value in expected.items():
         if name.startswith("tokens"):
             assert torch.equal(results[name], value), name
         else:
             assert torch.allclose(results[name], value, atol=1e-4), name
-    halves = {"wte": 100 * 32 // 2, "blocks.0.q_proj": 32 * 32 // 2, "ff_out": 100 * 32 // 2}
-    assert results["columns here"] == halves
+    vocabulary = {"wte": 100 * 32 // 2, "ff_out": 100 * 32 // 2} if SPLITS_VOCABULARY else {}
+    assert results["numbers here"] == {"blocks.0.q_proj": 32 * 32 // 2, **vocabulary}
     assert results["blocks"] == {"FSDPLLaDABlock" if sharding == "FSDP2" else "LLaDABlock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", SHARDINGS)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_two_processes_save_the_weights_of_the_whole_model(folder, checkpoint, sharding) -> None:
+    expected = LLaDAModelLM.from_pretrained(folder / checkpoint, dtype=torch.float32).state_dict()
+    saved = LLaDAModelLM.from_pretrained(folder / sharding / checkpoint, dtype=torch.float32).state_dict()
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in saved.items())
 
 
 def test_every_rule_of_a_plan_names_modules_of_the_model() -> None:
@@ -57,4 +69,31 @@ def test_every_rule_of_a_plan_names_modules_of_the_model() -> None:
     names = {name.replace("blocks.0", "blocks.*") for name, _ in model.named_modules()}
     assert set(LLaDAConfig.base_model_tp_plan) <= names
     assert set(LLaDAConfig.base_model_fsdp_plan) <= names
-    assert {"model." + name for name in names} >= set(LLaDAModelLM._tp_plan or {})
+    assert set(LLaDAConfig.base_model_pp_plan) <= names
+    assert {"model." + name for name in names} >= {*(LLaDAModelLM._tp_plan or {}), *LLaDAModelLM._pp_plan}
+
+
+def test_the_pipeline_plan_leads_from_the_ids_to_the_logits_by_the_names_of_forward() -> None:
+    model = LLaDAModelLM(LLaDAConfig(**SMALL))
+    assert model.supports_pp_plan
+    stages = model.pp_plan if SPLITS_VOCABULARY else {**LLaDAConfig.base_model_pp_plan, **LLaDAModelLM._pp_plan}
+    names = [name.removeprefix("model.") for name in stages]
+    assert sorted(names) == sorted(f"transformer.{name}" for name in ("wte", "blocks", "ln_f", "ff_out"))
+    known = {"input_ids", *inspect.signature(LLaDAModel.forward).parameters}
+    known |= {*inspect.signature(LLaDABlock.forward).parameters, "logits"}
+    for inputs, outputs in stages.values():
+        assert {*inputs, *outputs} <= known
+
+
+@pytest.mark.newest_only
+def test_a_split_that_cannot_be_made_is_refused_by_name() -> None:
+    from transformers.distributed import DistributedConfig
+
+    model = LLaDAModelLM(LLaDAConfig(**SMALL))
+    with pytest.raises(ValueError, match=r"`pp_size` must be 1, got 2: .*pass `tp_size`"):
+        LLaDAModelLM.maybe_distribute_model(model, DistributedConfig(pp_size=2), None)
+    with pytest.raises(ValueError, match=r"`tp_size` must divide `n_kv_heads` \(2\), got 4; use a divisor"):
+        LLaDAModelLM.maybe_distribute_model(model, DistributedConfig(tp_size=4), None)
+    own_plan = DistributedConfig(tp_size=4, tp_plan={"model.transformer.blocks.*.k_proj": "colwise_gather_output"})
+    for possible in (DistributedConfig(), DistributedConfig(tp_size=2), own_plan, None):
+        assert LLaDAModelLM.maybe_distribute_model(model, possible, None) is model

@@ -1,5 +1,6 @@
 """Laws of LoRA: only the adapter learns, it comes back from its folder, and merged it is a model like any other."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -81,6 +82,44 @@ def test_the_trainer_gives_an_open_config_the_layers_of_the_blocks_and_the_task(
     trainer.save_model()
     loaded = peft.AutoPeftModelForCausalLM.from_pretrained(trainer.args.output_dir)
     assert loaded.peft_config["default"].task_type == "CAUSAL_LM"
+
+
+@pytest.mark.newest_only
+def test_ff_out_in_a_list_of_the_trainer_means_the_blocks_and_not_the_head(base, make_sft_trainer, chats) -> None:
+    for config in (
+        peft.LoraConfig(r=2, target_modules=["ff_out", "q_proj"]),
+        peft.IA3Config(target_modules=["ff_out"], feedforward_modules=["ff_out"]),
+    ):
+        trainer = make_sft_trainer(load(base), peft_config=config, train_dataset=chats)
+        names = trainer.model.base_model.targeted_module_names
+        assert {name for name in names if "ff_out" in name} == {
+            f"model.transformer.blocks.{index}.ff_out" for index in range(2)
+        }
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize(
+    "config, layers",
+    [
+        (peft.LoraConfig(init_lora_weights=False), {"q_proj", "v_proj"}),
+        (peft.IA3Config(init_ia3_weights=False), {"k_proj", "v_proj", "up_proj"}),
+        (peft.LNTuningConfig(), {"attn_norm", "ff_norm", "ln_f"}),
+        (peft.VeraConfig(init_weights=False), {"q_proj", "v_proj"}),
+    ],
+    ids=lambda value: getattr(value, "peft_type", ""),
+)
+def test_peft_alone_adapts_the_layers_that_it_adapts_in_llama(make_model, is_tied, config, layers) -> None:
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(make_model(weight_tying=is_tied).eval(), copy.deepcopy(config))
+    assert {name.rpartition(".")[2] for name in adapted.base_model.targeted_module_names} == layers
+    expected = logits_of(adapted)
+    assert torch.allclose(logits_of(adapted.merge_and_unload()), expected, atol=1e-4)
+
+
+def test_labels_that_a_soft_prompt_does_not_lengthen_are_named(make_model) -> None:
+    config = peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
+    with pytest.raises(ValueError, match=r"`labels` must have the shape of the input, \(1, 10\), got \(1, 7\)"):
+        peft.get_peft_model(make_model(embedding_size=492), config)(input_ids=IDS, labels=IDS)
 
 
 def test_an_adapter_with_the_official_module_names_attaches_and_adds_b_times_a(base, tmp_path) -> None:

@@ -3,10 +3,14 @@
 import pytest
 import torch
 from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
 
 from llada_training import LLaDACollator
 from llada_training.batch import check_attention, pack_rows
 from llada_training.sft_data import best_fit, pack_examples
+from tests import flash_stand_in
 
 ROWS = [
     {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "example_id": 3, "is_cut": False},
@@ -62,28 +66,32 @@ def test_positions_restart_and_masks_are_block_diagonal():
     assert second[0].tolist() == [True] + [False] * 4
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash", "flex_attention"])
 def test_packed_logits_are_those_of_separate_rows(make_model, attention):
-    model = make_model().eval()
-    model.set_attn_implementation(attention)
+    torch.compiler.reset()
+    model, separate = make_model().eval(), make_model().eval()
+    model.set_attn_implementation(flash_stand_in.register() if attention == "flash" else attention)
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([7, 12, 3, 9])
     ids = torch.randint(0, 480, (4, 12), generator=generator)
     scored = (torch.rand(4, 12, generator=generator) < 0.6) & (torch.arange(12) < lengths[:, None])
-    packed = model(**pack_rows(ids, scored, lengths, torch.tensor([0, 0, 1, 1]))).logits
-    alone = [
-        model(ids[i : i + 1, :n], logits_positions=scored[i : i + 1, :n]).logits for i, n in enumerate(lengths.tolist())
-    ]
+    rows = pack_rows(ids, scored, lengths, torch.tensor([0, 0, 1, 1]), model.config._attn_implementation)
+    with torch.no_grad():  # flex attention does not train on a CPU
+        packed = model(**rows).logits
+        alone = [
+            separate(ids[i : i + 1, :n], logits_positions=scored[i : i + 1, :n]).logits
+            for i, n in enumerate(lengths.tolist())
+        ]
     alone = torch.cat(alone)
     assert (packed - alone).norm() < 4e-7 * alone.norm()
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash"])
 @pytest.mark.parametrize("noise", [{}, {"num_noise_samples": 2, "complementary_masks": True, "exact_count": True}])
 def test_packed_training_is_that_of_separate_rows(make_sft_trainer, make_model, chats, attention, noise):
     options = {"train_dataset": chats, "eos_fill": 1, "optim": "sgd", "learning_rate": 0.1, "max_steps": 2, **noise}
     model = make_model(max_sequence_length=160)
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(flash_stand_in.register() if attention == "flash" else attention)
     # All examples in every step, so that packing cannot change which ones a step has.
     packed = make_sft_trainer(model, packing=True, per_device_train_batch_size=20, **options)
     assert len(packed.train_dataset) < 20
@@ -98,10 +106,57 @@ def test_packed_training_is_that_of_separate_rows(make_sft_trainer, make_model, 
         assert (ours - theirs).abs().max() < 1e-6
 
 
-def test_attention_without_a_block_diagonal_mask_is_refused(make_sft_trainer, make_model):
-    with pytest.raises(ValueError, match=r"`packing` needs the attention implementation eager or sdpa.*'flash_atten"):
-        check_attention("flash_attention_2")
+def test_lengths_and_block_masks_take_memory_that_grows_with_the_tokens_only():
+    class Largest(TorchDispatchMode):
+        """Notes the most elements of a tensor that any operation returns."""
+
+        num_elements = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            output = func(*args, **(kwargs or {}))
+            sizes = [
+                one.untyped_storage().nbytes() // one.element_size()
+                for one in tree_leaves(output)
+                if isinstance(one, torch.Tensor)
+            ]
+            self.num_elements = max([self.num_elements, *sizes])
+            return output
+
+    ids, lengths = torch.ones(4, 1000, dtype=torch.long), torch.tensor([1000, 900, 500, 400])
+    rows = torch.tensor([0, 0, 1, 1])
+    for attention, most in ((flash_stand_in.register(), 4000), ("flex_attention", 4096), ("sdpa", 2 * 1900**2)):
+        with Largest() as largest:
+            pack_rows(ids, ids > 0, lengths, rows, attention)
+        assert largest.num_elements <= most
+    assert largest.num_elements == most
+
+
+def test_a_row_of_flash_attention_has_all_documents_and_where_they_end():
+    ids = torch.tensor([[1, 2, 0], [3, 4, 5], [6, 0, 0]])
+    masked = ids == torch.tensor([2, 4, 6])[:, None]
+    rows = pack_rows(ids, masked, torch.tensor([2, 3, 1]), torch.tensor([0, 0, 1]), flash_stand_in.register())
+    assert rows["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6]] and rows["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0]]
+    assert rows["logits_positions"].int().tolist() == [[0, 1, 0, 1, 0, 1]]
+    assert rows["cu_seq_lens_q"].tolist() == rows["cu_seq_lens_k"].tolist() == [0, 2, 5, 6]
+    assert rows["max_length_q"] == rows["max_length_k"] == 3 and "attention_mask" not in rows
+
+
+def test_block_masks_look_into_the_blocks_that_share_a_document():
+    lengths, rows = torch.tensor([100, 100, 300, 20]), torch.tensor([0, 0, 0, 1])
+    ids = torch.ones(4, 300, dtype=torch.long)
+    mask = pack_rows(ids, ids > 0, lengths, rows, "flex_attention")["attention_mask"]
+    assert mask.shape == (2, 1, 500, 500)
+    first, second = mask.to_dense()[:, 0].tolist()
+    assert first == [[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+    # What is left of a row attends to itself.
+    assert second == [[1] * 4] * 4
+
+
+def test_attention_whose_masks_are_not_known_is_refused(make_sft_trainer, make_model):
+    AttentionInterface.register("unknown_masks", flash_stand_in.flash_stand_in)
+    for name in ("eager", "sdpa", "flash_attention_2", "flex_attention"):
+        check_attention(name)
     model = make_model(max_sequence_length=160)
-    model.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match=r"`packing` needs the attention implementation .*'flex_attention'"):
+    model.set_attn_implementation("unknown_masks")
+    with pytest.raises(ValueError, match=r"`packing` needs an attention implementation .*'unknown_masks'; register"):
         make_sft_trainer(model, packing=True, eos_fill=0)
