@@ -60,8 +60,8 @@ SIZE, NUM_CELLS = 4, 16
 TOKENS = ("0", "1", "2", "3", "4", "=", "<start>", "<end>", "<mask>")
 EQUALS, START, END, MASK = (TOKENS.index(token) for token in ("=", "<start>", "<end>", "<mask>"))
 PROMPT_LENGTH = NUM_CELLS + 2
-# What each objective sets beside what all share. At the published threshold of 0.8 only 3 % of the tokens of such a start
-# are fallbacks, at 0.99 40 %; published are 12 %.
+# What each objective sets beside what all share. At the published threshold of 0.8 only 3 % of the tokens of such a
+# start are fallbacks, at 0.99 40 %; published are 12 %.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "fork": {"threshold": 0.95, "num_iterations": 1, "beta": 0.0, "epsilon": 0.2},
     "espo": {"num_noise_samples": 4, "num_iterations": 4, "beta": 1e-2, "epsilon": 0.2, "scale_rewards": "none"},
