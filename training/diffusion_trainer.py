@@ -17,6 +17,7 @@ from llada_core.card import write_card
 from llada_core.diffusion import NOISE_EPS, NoisyBatch, low_discrepancy_noise_levels
 from llada_core.loading import DTYPES, load_model
 from llada_core.tokenization import save_tokenizer
+from modeling_llada.configuration_llada import MODEL_TYPES
 
 from .batch import COLUMNS, pack_rows, padding_mask
 from .checkpoints import ResumableTrainer
@@ -395,6 +396,9 @@ class DiffusionTrainer(LLaDATrainer):
         else:
             loss = pretraining_loss(predictions.token_losses, noisy, num_items)
         loss = loss * self.accelerator.num_processes
+        if predictions.aux_loss is not None:  # a mean over the batches of the step, and over the processes
+            share = self.model.config.router_aux_loss_coef / self.current_gradient_accumulation_steps
+            loss = loss + share * predictions.aux_loss
         return (loss, predictions) if return_outputs else loss
 
     def _predict(
@@ -420,8 +424,9 @@ class DiffusionTrainer(LLaDATrainer):
             complementary=complementary,
         )
         num_draws = len(noisy.input_ids) // len(inputs["input_ids"])
-        logits = model(**self._model_inputs(noisy, inputs, num_draws)).logits
-        return noisy, score_masked(logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
+        output = model(**self._model_inputs(noisy, inputs, num_draws))
+        predictions = score_masked(output.logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
+        return noisy, predictions._replace(aux_loss=getattr(output, "aux_loss", None))
 
     def _model_inputs(self, noisy: NoisyBatch, inputs: dict[str, Tensor], num_draws: int) -> dict[str, Any]:
         """Arguments of the model: packed documents move into their rows. Logits keep the order of `noisy.is_masked`."""
@@ -504,9 +509,9 @@ def check_model(config: Any) -> None:
     """
     # A model loaded from the Hub is not an instance of the installed class.
     model_type = getattr(config, "model_type", None)
-    if model_type != "llada":
+    if model_type not in MODEL_TYPES:
         raise ValueError(
-            f"`model` must be a LLaDA model (`model_type` llada), got {model_type!r}; "
+            f"`model` must be a LLaDA model (`model_type` {' or '.join(MODEL_TYPES)}), got {model_type!r}; "
             "a causal model cannot see the tokens after a mask."
         )
     if config.mask_token_id is None:

@@ -30,10 +30,12 @@ class MaskedPredictions(NamedTuple):
     Attributes:
         token_losses: -log p(x_0 | x_t), nats, float32; [num_masked].
         is_correct: the most probable token is the clean one; bool [num_masked].
+        aux_loss: the load-balancing loss of a mixture of experts, if the model returns one; scalar.
     """
 
     token_losses: Tensor
     is_correct: Tensor
+    aux_loss: Optional[Tensor] = None
 
 
 def score_masked(logits: Tensor, labels: Tensor, is_masked: Tensor) -> MaskedPredictions:

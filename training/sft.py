@@ -48,7 +48,6 @@ SFT_FIXED_OPTIONS = {
     "truncation_mode": ("keep_start", "a prompt without its beginning is another prompt"),
     "dataset_kwargs": (None, "examples must be numbered, checked and cut"),
     "pad_token": (None, "padding is neither seen nor scored"),
-    "router_aux_loss_coef": (None, "there are no experts"),
 }
 
 
