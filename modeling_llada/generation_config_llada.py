@@ -198,6 +198,13 @@ NEUTRAL = {
     "min_length": 0,
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
+    # Options, for which transformers 4 fills these in.
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
 }
 
 
@@ -432,7 +439,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"Unknown generation option `{name}`; {hint}")
         if target in resolved:
             raise ValueError(f"`{name}` and `{target}` are the same option; pass one of them.")
-        resolved[target] = value
+        resolved[target] = DEFAULTS[target] if is_neutral else value
     if resolved.get("temperature", 0.0) is None:
         # An empty temperature is the default, see `to_diff_dict`.
         resolved["temperature"] = DEFAULTS["temperature"]
@@ -490,7 +497,7 @@ def warn_of_unused(config: GenerationConfig) -> None:
     unused = [
         name
         for name, value in vars(config).items()
-        if not (name in known or name[0] == "_" or value is False)
+        if not (name in known or name[:1] == "_" or value is False)
         and value not in (getattr(plain, name, None), NEUTRAL.get(name))
     ]
     if unused:

@@ -12,14 +12,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import TrlParser
 
 from llada_core import loading
-from llada_core.tokenization import (
-    BOS_TOKEN,
-    EOS_TOKEN,
-    MASK_TOKEN,
-    missing_tokens,
-    prepare_tokenizer,
-    save_tokenizer,
-)
+from llada_core.tokenization import missing_tokens, prepare_tokenizer, save_tokenizer, special_tokens
 
 from .adapters import AdapterOptions, merge_adapter
 from .checkpoints import checkpoint_to_resume, last_checkpoint
@@ -152,7 +145,9 @@ def load_tokenizer(config: Any) -> Any:
     if source is None:
         raise ValueError("`tokenizer` must name a folder or Hub id when `model` does not, got None; train one first.")
     tokenizer: Any = loading.load_tokenizer(source, prepare=False)
-    if tokenizer.mask_token_id is None and not missing_tokens(tokenizer, [MASK_TOKEN, BOS_TOKEN, EOS_TOKEN]):
+    kind = special_tokens(tokenizer)
+    needed = [token for token in (kind.mask, kind.bos, kind.eos) if token is not None]
+    if tokenizer.mask_token_id is None and not missing_tokens(tokenizer, needed):
         # The released tokenizers hold LLaDA's tokens but declare no mask.
         tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
     return tokenizer

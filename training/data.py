@@ -1,5 +1,6 @@
 """Reads the data of a training, and makes pre-training sequences: documents joined by EOS and cut to length."""
 
+import codecs
 import contextlib
 import errno
 import os
@@ -230,7 +231,7 @@ def check_ids(ids: list[int], name: str, mask_token_id: int, vocab_size: int, ex
     """Refuse a text that holds the mask token or an id that the model does not have.
 
     Args:
-        ids: the text's token ids.
+        ids: the text's token ids, or their labels where they are learnt.
         name: what the text is called in messages, e.g. `document 3`.
         mask_token_id: id that stands for the mask.
         vocab_size: ids must be below it; the model's embedding size.
@@ -244,6 +245,11 @@ def check_ids(ids: list[int], name: str, mask_token_id: int, vocab_size: int, ex
         raise ValueError(
             f"The text must not hold the mask token (id {mask_token_id}), which stands for hidden text, got it in "
             f"{name}{shown}; remove it from the text."
+        )
+    if ids and min(ids) < 0:
+        raise ValueError(
+            f"Token ids must be at least 0, got {min(ids)} in {name}; use the model's own `tokenizer`, and -100 in "
+            "`labels` for what is not learnt."
         )
     if ids and max(ids) >= vocab_size:
         raise ValueError(
@@ -284,9 +290,7 @@ def _load_file(path: str) -> Dataset:
     extension = os.path.splitext(path)[1]
     if extension not in FILE_FORMATS:
         raise ValueError(f"Data files must end in {', '.join(FILE_FORMATS)}, got {path!r}; convert it to JSON lines.")
-    with open(path, encoding="utf-8") as file:
-        if not any(line.strip() for line in file):
-            raise ValueError(f"{path} must hold at least one document, got an empty file; name another one.")
+    _check_lines(path, extension)
     options = {"sample_by": "document"} if _is_plain(path) else {}
     try:
         return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", **options)
@@ -294,6 +298,20 @@ def _load_file(path: str) -> Dataset:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from None
         raise ValueError(f"{path} must hold one JSON object per line, got: {error.__cause__}; repair it.") from error
+
+
+def _check_lines(path: str, extension: str) -> None:
+    """Refuse a file without a word, and one with a line `null`: Arrow crashes where a block begins with it."""
+    is_empty = True
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip().removeprefix(codecs.BOM_UTF8) == b"null" and extension != ".txt":
+                raise ValueError(f"{path} must hold one JSON object per line, got null in line {number}; repair it.")
+            is_empty = is_empty and not line.strip()
+            if not is_empty and extension != ".jsonl":
+                break  # text, or perhaps one JSON value on many lines
+    if is_empty:
+        raise ValueError(f"{path} must hold at least one document, got an empty file; name another one.")
 
 
 def _load_named(source: str, split: str, config_name: Optional[str]) -> Dataset:

@@ -17,6 +17,7 @@ from llada_core.card import write_card
 from llada_core.diffusion import NOISE_EPS, NoisyBatch, low_discrepancy_noise_levels
 from llada_core.loading import DTYPES, load_model
 from llada_core.tokenization import save_tokenizer
+from modeling_llada.configuration_llada import MODEL_TYPES
 
 from .batch import COLUMNS, pack_rows, padding_mask
 from .checkpoints import ResumableTrainer
@@ -504,9 +505,9 @@ def check_model(config: Any) -> None:
     """
     # A model loaded from the Hub is not an instance of the installed class.
     model_type = getattr(config, "model_type", None)
-    if model_type != "llada":
+    if model_type not in MODEL_TYPES:
         raise ValueError(
-            f"`model` must be a LLaDA model (`model_type` llada), got {model_type!r}; "
+            f"`model` must be a LLaDA model (`model_type` {' or '.join(MODEL_TYPES)}), got {model_type!r}; "
             "a causal model cannot see the tokens after a mask."
         )
     if config.mask_token_id is None:

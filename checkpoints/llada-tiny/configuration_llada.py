@@ -252,6 +252,8 @@ class LLaDAConfig(PretrainedConfig):
         kwargs.pop("auto_map", None)
         self._check_fields()
         self._check_names(kwargs)
+        # transformers 5 would read `rope_scaling` first, whatever it is.
+        self._refuse_variants(kwargs)
         # transformers 4 sets this to True when it is not passed, and the attribute map would carry it to ours.
         kwargs.setdefault("tie_word_embeddings", weight_tying)
         super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
@@ -331,8 +333,12 @@ class LLaDAConfig(PretrainedConfig):
                 "This is a LLaDA-MoE checkpoint (`LLaDAMoEModelLM`), a mixture of experts that shares LLaDA's "
                 '`model_type` "llada" but is another architecture; only the dense LLaDA models are supported.'
             )
+        self._refuse_variants({})
+
+    def _refuse_variants(self, given: dict[str, Any]) -> None:
+        """Refuse a switch, in `given` or else set already, whose value this model does not compute."""
         for name, supported in SUPPORTED_VALUES.items():
-            value = getattr(self, name, supported[0])
+            value = given.get(name, getattr(self, name, supported[0]))
             if value not in supported:
                 raise ValueError(
                     f"`{name}` must be {' or '.join(repr(v) for v in supported)}, got {value!r}: this model does not "
