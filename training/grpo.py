@@ -66,7 +66,7 @@ GRPO_FIXED_OPTIONS = {
     "entropy_coef": (0.0, "entropies are measured without a gradient"),
     "use_adaptive_entropy": (False, "entropies are measured without a gradient"),
     "sync_ref_model": (False, "a resumed run would not know the reference"),
-    "router_aux_loss_coef": (None, "there are no experts"),
+    "router_aux_loss_coef": (None, "the loss is the policy's alone"),
     "remove_unused_columns": (False, "rewards read the other columns"),
 }
 # The same for one objective.
@@ -260,6 +260,10 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         if (adapter := options.get("peft_config")) is not None:
             complete_adapter(adapter)
         model = load_for_training(model, args, options)
+        if getattr(without_adapter(model).config, "output_router_logits", False):
+            raise ValueError(
+                "`model.config.output_router_logits` must be False, the loss is the policy's alone, got True; unset it."
+            )
         # TRL would load the reference anew, from wherever the model's config says it came from. Under ZeRO-3 it may:
         # there the weights lie elsewhere.
         beta, reference = args.beta, None
@@ -279,7 +283,8 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         finally:
             args.beta = beta
         drop_fused_forward(without_adapter(self.model), own_forward)
-        self.beta = beta
+        # TRL would turn it on for a mixture of experts.
+        self.beta, self.aux_loss_enabled = beta, False
         if reference is not None:
             self.ref_model = self._prepare_reference(reference)
         # Answers that are scored now, with the numbers of the passes over them, and their last scores.

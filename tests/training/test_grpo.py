@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from llada_training import LLaDAGRPOConfig, LLaDAGRPOTrainer
 from llada_training.rollouts import Rollout
-from modeling_llada import LLaDAModelLM
+from modeling_llada import LLaDAModelLM, LLaDAMoEConfig, LLaDAMoEModelLM
 from tests.helpers import run_stranger
 
 from .conftest import CHECKPOINTS
@@ -249,6 +249,23 @@ def test_a_saved_model_loads_as_remote_code(make, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     expected = trainer.model.eval()(torch.tensor([[5, 6, 488]])).logits.detach().flatten()
     assert torch.allclose(torch.tensor(json.loads(done.stdout.splitlines()[-1])), expected, atol=1e-5)
+
+
+def make_mixture(**fields):
+    """A mixture of experts over the toy vocabulary."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "expert_intermediate_size": 12, "dense_intermediate_size": 40}
+    ids = {"vocab_size": 512, "mask_token_id": 488, "eos_token_id": 481, "pad_token_id": 481}
+    return LLaDAMoEModelLM(LLaDAMoEConfig(**sizes, **ids, max_position_embeddings=64, **fields))
+
+
+def test_a_mixture_of_experts_learns_by_the_policys_loss_alone(make):
+    trainer = make(model=make_mixture(), beta=0.0, max_steps=1)
+    trainer.train()
+    assert "aux_loss" not in trainer.state.log_history[0]
+    with pytest.raises(ValueError, match="output_router_logits` must be False, the loss is the policy"):
+        make(model=make_mixture(output_router_logits=True))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
