@@ -86,7 +86,10 @@ def test_with_a_temperature_no_row_claims_equal_tokens(tmp_path) -> None:
         (["peak_memory", "--tokens", "64"], "`--tokens` must exceed 2 blocks (64), got 64"),
         (["head_and_loss", "--shares", "1,0"], "`--shares` must lie in (0, 1], got [1.0, 0.0]"),
         (["gradient_variance", "--pairs", "1"], "`--pairs` must be at least 2 for a standard error, got 1"),
-        (["steps_quality", "--groups", "rules,cashes"], "takes rules, measures, remasking, caches, got cashes"),
+        (
+            ["steps_quality", "--groups", "rules,cashes"],
+            "takes rules, measures, remasking, fallback, caches, got cashes",
+        ),
     ],
     ids=" ".join,
 )
@@ -191,6 +194,21 @@ def test_the_memory_of_head_and_loss_follows_the_masked_positions(tmp_path) -> N
     assert "| masked ones" in printed
 
 
+# --- preference_memory.py --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_preference_step_does_not_grow_with_the_levels_and_its_gradient_is_the_same(tmp_path) -> None:
+    sizes = ["--levels", "1,8", "--pairs", "2", "--tokens", "128", "--d-model", "64", "--layers", "4", "--heads", "2"]
+    sizes += ["--mlp", "128", "--vocab", "2048", "--threads", "1"]
+    result, printed = result_of("preference_memory.py", tmp_path / "r.json", *sizes)
+    rows = {(row["way"], row["levels"]): row for row in result["results"]}
+    kept, again = rows["all activations", 8], rows["level by level", 8]
+    assert again["added_mib"] < 1.5 * rows["level by level", 1]["added_mib"] < kept["added_mib"]
+    assert again["gradient_norm"] == pytest.approx(kept["gradient_norm"], rel=1e-6)
+    assert "level by level" in printed
+
+
 # --- gradient_variance.py --------------------------------------------------------------------------------------------
 
 
@@ -229,7 +247,7 @@ def test_the_quality_benchmark_measures_every_way_to_decode_and_draws_a_plot(tmp
     result, printed = result_of("steps_quality.py", tmp_path / "r.json", *arguments)
     rows = result["results"]
     assert rows[0]["label"] == "one token per pass"
-    assert {row["group"] for row in rows} == {"rules", "measures", "remasking", "caches"}
+    assert {row["group"] for row in rows} == {"rules", "measures", "remasking", "fallback", "caches"}
     rules = {"schedule", "threshold", "factor", "frechet", "entropy_bound"}
     assert rules == {row["line"] for row in rows if row["group"] == "rules"}
     numbers = {"mean", "standard_error", "difference", "difference_standard_error"}

@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 TOKENIZE_BATCH = 1000
 PACK_BATCH = 10_000
 FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json"}
+Formats = tuple[tuple[str, ...], ...]
 # Columns of each format of examples, the most telling first; the first that is there counts, others are left out.
 EXAMPLE_FORMATS = (
     ("messages",),
@@ -25,8 +26,10 @@ EXAMPLE_FORMATS = (
     ("input_ids",),
     ("text",),
 )
+EXAMPLE_COLUMNS = "`messages`, or `prompt` and `completion`, or `text`"
 # Columns of messages, and those of texts or messages; the others hold numbers.
-MESSAGE_COLUMNS, TEXT_COLUMNS = ("messages", "conversations"), ("prompt", "completion", "text")
+MESSAGE_COLUMNS = ("messages", "conversations")
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "text")
 EXCERPT_LENGTH = 80
 FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -77,15 +80,23 @@ def load_documents(
 
 
 @names_full_disk()
-def load_examples(sources: list[str], split: str = "train", config_name: Optional[str] = None) -> Dataset:
-    """Read examples of fine-tuning: conversations, prompts with completions, texts, or token ids.
+def load_examples(
+    sources: list[str],
+    split: str = "train",
+    config_name: Optional[str] = None,
+    formats: Formats = EXAMPLE_FORMATS,
+    wanted: str = EXAMPLE_COLUMNS,
+) -> Dataset:
+    """Read examples, by default those of fine-tuning: conversations, prompts with completions, texts, or token ids.
 
     Args:
         sources: as in `load_documents`; a line of a file is one example.
         split, config_name: as in `load_documents`.
+        formats: sets of columns, of which the first that is there is read.
+        wanted: what a message says that there should be.
 
     Returns:
-        A data set with the columns of one of `EXAMPLE_FORMATS`.
+        A data set with the columns of one of `formats`.
 
     Raises:
         ValueError: if a file is missing or of another kind, no format fits, formats are mixed, or as `check_examples`.
@@ -93,10 +104,10 @@ def load_examples(sources: list[str], split: str = "train", config_name: Optiona
     """
     parts, chosen = [], {}
     for source, rows in _read_sources(sources, split, config_name):
-        columns = columns_of_format(rows)
+        columns = columns_of_format(rows, formats)
         if columns is None:
             raise ValueError(
-                f"Examples must have the column `messages`, or `prompt` and `completion`, or `text`, got "
+                f"Examples must have the column {wanted}, got "
                 f"{', '.join(rows.column_names)} in {source}; rename its columns."
             )
         chosen[columns] = source
@@ -107,16 +118,48 @@ def load_examples(sources: list[str], split: str = "train", config_name: Optiona
     return concatenate_datasets(parts)
 
 
-def columns_of_format(rows: Dataset) -> Optional[tuple[str, ...]]:
-    """The columns of the first format of `EXAMPLE_FORMATS` that `rows` have, or None."""
-    return next((columns for columns in EXAMPLE_FORMATS if set(columns) <= set(rows.column_names)), None)
+@names_full_disk()
+def load_prompts(
+    sources: list[str], split: str = "train", config_name: Optional[str] = None, column: str = "prompt"
+) -> Dataset:
+    """Read prompts, texts or messages, with all columns beside them, which rewards may read.
+
+    Args:
+        sources: as in `load_documents`; a line of a file is one prompt.
+        split, config_name: as in `load_documents`.
+        column: of the prompts; it becomes `prompt`.
+
+    Raises:
+        ValueError: if a file is missing or of another kind, has no such column or others than the first one, and for
+            a prompt that is missing.
+        OSError: if the disk is full.
+    """
+    parts: list[Dataset] = []
+    for source, rows in _read_sources(sources, split, config_name):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"Prompts must stand in the column `{column}`, got {', '.join(rows.column_names)} in {source}; pass "
+                "`prompt_column`."
+            )
+        if column != "prompt":
+            rows = rows.remove_columns({"prompt"} & set(rows.column_names)).rename_column(column, "prompt")
+        check_examples(rows.select_columns(["prompt"]), source)
+        if parts and set(rows.column_names) != set(parts[0].column_names):
+            raise ValueError(f"All files must have the same columns, got others in {source}; bring them into one form.")
+        parts.append(rows)
+    return concatenate_datasets(parts)
+
+
+def columns_of_format(rows: Dataset, formats: Formats = EXAMPLE_FORMATS) -> Optional[tuple[str, ...]]:
+    """The columns of the first format that `rows` have, or None."""
+    return next((columns for columns in formats if set(columns) <= set(rows.column_names)), None)
 
 
 def check_examples(rows: Dataset, source: str) -> Dataset:
     """Refuse examples with values that are missing, or neither text nor messages where such are needed.
 
     Args:
-        rows: data set with the columns of one of `EXAMPLE_FORMATS` only.
+        rows: data set with the columns of one format only.
         source: what they are called in messages, e.g. the file.
 
     Returns:

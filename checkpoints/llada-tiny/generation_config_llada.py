@@ -77,6 +77,10 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
     "entropy_bound": (None, "float", "None or at least 0",
         "parallel rule: commit the largest n whose entropies sum, without the largest, to at most this many nats, "
         "such as 0.1"),
+    "fallback": ("confident", "str", ("confident", "leftmost"),
+        "what a pass commits where the parallel rule allows fewer tokens than it must commit: `confident` takes the "
+        "most confident ones, `leftmost` the first masked ones of the block. Without a parallel rule, `leftmost` "
+        "decodes from left to right"),
     "remask_rate": (0.0, "float", "in [0, 1)",
         "self-correction: after every step of a block but its last, this share of the block's earlier committed tokens "
         "is masked again, the least confident first. In [0, 1). With it, `steps=None` is one step per token. Not exact "
@@ -321,8 +325,8 @@ class LLaDAGenerationConfig(GenerationConfig):
         """The parallel rule, or the plain schedule."""
         for name, rule in COMMIT_RULES.items():
             if getattr(self, name) is not None:
-                return rule(getattr(self, name))
-        return CommitRule()
+                return rule(getattr(self, name), self.fallback)
+        return CommitRule(fallback=self.fallback)
 
     def updated(self, **options: Any) -> "LLaDAGenerationConfig":
         """A checked copy with some options replaced.
