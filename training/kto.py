@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from trl import KTOConfig, KTOTrainer
+from trl.data_utils import extract_prompt, unpair_preference_dataset
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import use_adapter
 
@@ -65,7 +67,8 @@ class LLaDAKTOTrainer(PreferenceTrainer, KTOTrainer):
     """Train a LLaDA model on answers that are good or bad.
 
     An answer's log-probability is estimated as in `LLaDADPOTrainer`. Data are what TRL takes: `prompt`, `completion`
-    and `label` (true for a good answer), or pairs, whose answers are taken apart.
+    and `label` (true for a good answer), or pairs, whose answers are taken apart and shuffled. With the loss
+    `kto`, TRL reads rows in their order: shuffle your own.
 
     Args:
         model, ref_model, args, train_dataset, eval_dataset, processing_class, options: as in `LLaDADPOTrainer`.
@@ -86,6 +89,16 @@ class LLaDAKTOTrainer(PreferenceTrainer, KTOTrainer):
 
     def _make_collator(self, pad_token_id: int) -> AnswerCollator:
         return AnswerCollator(pad_token_id, max_length=self._max_length)
+
+    def _arrange(self, dataset: Dataset, seed: int) -> Dataset:
+        """Take pairs apart, in an order drawn by the seed: TRL has all good answers first, and reads rows in order."""
+        if "label" in dataset.column_names:
+            return dataset
+        if "prompt" not in dataset.column_names:
+            dataset = dataset.map(extract_prompt, desc="Extracting prompts")
+        # A number of the pair would be that of both answers, whose noise must differ.
+        pairs = dataset.select_columns(["prompt", "chosen", "rejected"])
+        return unpair_preference_dataset(pairs, desc="Taking pairs apart").shuffle(seed=seed)
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, Tensor]) -> Optional[Tensor]:
         """Log-probability of each prompt's wrong answer, without gradient and with noise of its own; [batch]."""

@@ -363,8 +363,8 @@ class PreferenceTrainer(LLaDATrainer):
         check_tokenizer(processing_class)
         tokenizing = copy.copy(args)
         tokenizing.max_length = None  # TRL would drop long prompts silently
-        prepare = super()._prepare_dataset
-        tokenized = number_examples(prepare(dataset, processing_class, tokenizing, dataset_name))
+        arranged, prepare = self._arrange(dataset, args.seed), super()._prepare_dataset
+        tokenized = number_examples(prepare(arranged, processing_class, tokenizing, dataset_name))
         config = self._model_config
         return tokenized.map(
             finish_answers,
@@ -379,6 +379,10 @@ class PreferenceTrainer(LLaDATrainer):
             },
             desc=f"Checking {dataset_name} data",
         )
+
+    def _arrange(self, dataset: Dataset, seed: int) -> Dataset:
+        """Bring checked examples into the form and order that TRL should read."""
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -391,8 +391,10 @@ def test_several_sets_are_evaluated_by_name(make, preferences):
     assert found["eval_first_loss"] > math.log(2) and found["eval_second_loss"] > math.log(2)
 
 
-def test_kto_takes_pairs_apart(make, preferences):
-    trainer = make(LLaDAKTOTrainer, train_dataset=preferences)
+def test_kto_takes_pairs_apart_and_mixes_good_and_bad_answers(make, preferences):
+    numbered = preferences.add_column("example_id", list(range(len(preferences))))
+    trainer = make(LLaDAKTOTrainer, train_dataset=numbered)
+    assert 2 <= sum(trainer.train_dataset["label"][:16]) <= 14
     assert len(trainer.train_dataset) == 2 * len(preferences)
     assert sum(trainer.train_dataset["label"]) == len(preferences)
     assert len(set(trainer.train_dataset["example_id"])) == 2 * len(preferences)
