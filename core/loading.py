@@ -219,7 +219,7 @@ def model_class_of(config: dict[str, Any]) -> Any:
     """Return the class of the model that the fields of a config.json describe; None if it is none of LLaDA's kinds."""
     names = config.get("architectures")
     for name in names if isinstance(names, list) else ():
-        if name in RELATIVES:
+        if isinstance(name, str) and name in RELATIVES:
             return MODEL_CLASSES[name]
     return {"llada": LLaDAModelLM, "illada": ILLaDAForCausalLM}.get(str(config.get("model_type")))
 
@@ -461,4 +461,6 @@ def _first_file(folder: Path, names: tuple[str, ...]) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of an error's text; of one that only announces the next, both."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

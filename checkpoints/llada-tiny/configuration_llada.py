@@ -303,7 +303,7 @@ class LLaDAConfig(PretrainedConfig):
         """Make the config of what the fields describe; `architectures` decides, for relatives share the model type."""
         names = config_dict.get("architectures")
         for name in names if isinstance(names, list) and cls is LLaDAConfig else ():
-            if name in RELATIVES:
+            if isinstance(name, str) and name in RELATIVES:
                 return RELATIVES[name].from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
 
