@@ -23,14 +23,14 @@ OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
 
 # The packages as (folder, installed name): mypy looks for installed names.
 PACKAGES := llada:llada modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
-	evaluation:llada_evaluation cli:llada_cli checkpoints:llada_checkpoints
+	evaluation:llada_evaluation serving:llada_serving cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
 
 # Where transformers' own tests are unpacked.
 UPSTREAM := build/upstream
 
 # What runs under transformers 4.57: the Hub code and the tokenizer, and whatever is not left out here.
-OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments cli test_imports.py test_packaging.py,--ignore tests/$(path))
+OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments serving cli test_imports.py test_packaging.py,--ignore tests/$(path))
 OPTIMUM_MARKERS ?= not newest_only
 
 # Nothing in the tests or the demonstration asks the Hub.
@@ -87,7 +87,7 @@ $(CORE_READY): pyproject.toml constraints/newest.txt
 	$(call finish,$(VENV),.core-ready)
 
 $(READY): $(CORE_READY)
-	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev])
+	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)dev])
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
 	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."

@@ -18,6 +18,7 @@ PACKAGES = {
     "training": "llada_training",
     "conversion": "llada_conversion",
     "evaluation": "llada_evaluation",
+    "serving": "llada_serving",
     "cli": "llada_cli",
     "checkpoints": "llada_checkpoints",
 }
@@ -32,6 +33,7 @@ ARROWS = {
     "llada_training": {"modeling_llada", "llada_core"},
     "llada_conversion": {"modeling_llada", "llada_core"},
     "llada_evaluation": {"modeling_llada", "llada_core", "llada_checkpoints"},
+    "llada_serving": {"modeling_llada", "llada_core", "llada_checkpoints"},
     "llada_cli": set(PACKAGES.values()),
 }
 
@@ -55,7 +57,7 @@ HUB_LEAVES = {
     "prepacking_llada",
 }
 HUB_THIRD_PARTY = {"torch", "transformers"}
-HEAVY = {"torch", "transformers", "llada_training", "llada_conversion", "llada_evaluation", "modeling_llada"}
+HEAVY = {"torch", "transformers", "llada_training", "llada_conversion", "llada_evaluation", "llada_serving", "modeling_llada"}
 
 
 class Import(NamedTuple):

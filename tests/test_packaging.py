@@ -26,6 +26,7 @@ FOLDERS = {
     "training": "llada_training",
     "conversion": "llada_conversion",
     "evaluation": "llada_evaluation",
+    "serving": "llada_serving",
     "cli": "llada_cli",
     "checkpoints": "llada_checkpoints",
 }
@@ -39,6 +40,7 @@ EXTRAS = {
     "training": {"train"},
     "conversion": {"onnx", "openvino", "gguf", "optimum"},
     "evaluation": {"eval"},
+    "serving": {"serve"},
     "cli": {"eval"},
 }
 # Declared and imported by no file of ours, with the reason.
@@ -77,7 +79,7 @@ main.avoid_broken_amx = refuse
 root = typer.main.get_command(main.app)
 shown(root, [])
 heavy = {"torch", "transformers", "datasets", "lm_eval", "modeling_llada"}
-heavy |= {"llada_training", "llada_conversion", "llada_evaluation"}
+heavy |= {"llada_training", "llada_conversion", "llada_evaluation", "llada_serving"}
 print(sorted(heavy & set(sys.modules)))
 """
 
