@@ -48,6 +48,7 @@ HUB_ORDER = [
     "constraints_llada",
     "generation_llada",
     "continuous_batching_llada",
+    "batching_manager_llada",
     "modeling_llada",
 ]
 HUB_LEAVES = {
@@ -57,7 +58,9 @@ HUB_LEAVES = {
     "prepacking_llada",
 }
 HUB_THIRD_PARTY = {"torch", "transformers"}
-HEAVY = {"torch", "transformers", "llada_training", "llada_conversion", "llada_evaluation", "llada_serving", "modeling_llada"}
+HEAVY = {"torch", "transformers", "modeling_llada"} | {
+    f"llada_{name}" for name in ("training", "conversion", "evaluation", "serving")
+}
 
 
 class Import(NamedTuple):
