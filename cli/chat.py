@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from transformers import PreTrainedTokenizerBase
 
-from llada_core.tokenization import CHAT_TOKENS, encode_chat, missing_tokens
+from llada_core.conversation import Conversation
+from llada_core.tokenization import CHAT_TOKENS, missing_tokens
 
 from .display import choose_console
 from .generate import (
@@ -24,57 +24,6 @@ from .generate import (
 from .options import print_error
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, /help shows this; anything else is your turn."
-
-
-class Conversation:
-    """The turns so far, kept short enough for the model.
-
-    Args:
-        tokenizer: one that went through `prepare_tokenizer`.
-        max_prompt_length: tokens that the encoded conversation may have.
-        system: an instruction that opens the conversation and is never dropped.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, system: str | None = None):
-        self.tokenizer = tokenizer
-        self.max_prompt_length = max_prompt_length
-        self.system = [] if system is None else [{"role": "system", "content": system}]
-        self.turns: list[dict[str, str]] = []
-
-    def ask(self, text: str) -> tuple[list[int], int]:
-        """Add the user's turn, and drop the oldest exchanges until everything fits.
-
-        Returns:
-            The encoded conversation, which ends where the assistant begins; and the number of exchanges dropped.
-
-        Raises:
-            ValueError: if the turn is too long on its own, contains the mask token or is not UTF-8; the conversation
-                stays as it was.
-        """
-        check_text(text, "A turn")
-        if self.tokenizer.mask_token in text:
-            raise ValueError(
-                f"A turn must not contain {self.tokenizer.mask_token}; `llada generate --infill` fills masks."
-            )
-        turn = {"role": "user", "content": text}
-        for num_dropped in range(len(self.turns) // 2 + 1):
-            turns = [*self.turns[2 * num_dropped :], turn]
-            ids = encode_chat(self.tokenizer, self.system + turns)
-            if len(ids) <= self.max_prompt_length:
-                self.turns = turns
-                return ids, num_dropped
-        raise ValueError(
-            f"This turn has {len(ids)} tokens with its headers, but only {self.max_prompt_length} fit beside the "
-            "answer; shorten it, or pass a smaller --max-new-tokens."
-        )
-
-    def reply(self, text: str) -> None:
-        """Add the assistant's turn."""
-        self.turns.append({"role": "assistant", "content": text})
-
-    def reset(self) -> None:
-        """Forget every turn but the system's."""
-        self.turns = []
 
 
 def hold_conversation(
@@ -120,6 +69,7 @@ def hold_conversation(
                 return
             continue
         try:
+            check_text(text, "A turn")
             ids, num_dropped = conversation.ask(text)
         except ValueError as error:
             if not is_typed:

@@ -16,10 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 from llada_conversion import load_exported
+from llada_core.conversation import cut_at_stop, printable
 from llada_core.loading import Checkpoint, load_checkpoint, use_exported_loader
 from llada_core.tokenization import EOT_TOKEN, encode_chat
 
-from .display import CanvasStreamer, choose_console, cut_at_stop, printable
+from .display import CanvasStreamer, choose_console
 
 # What torch takes as a seed.
 SEEDS = (-(2**63), 2**64 - 1)

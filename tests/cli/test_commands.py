@@ -18,10 +18,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from llada_cli.chat import Conversation, hold_conversation
-from llada_cli.display import CanvasStreamer, canvas_text, choose_console, cut_at_stop
+from llada_cli.chat import hold_conversation
+from llada_cli.display import CanvasStreamer, canvas_text, choose_console
 from llada_cli.generate import read_prompts
 from llada_cli.main import app
+from llada_core.conversation import Conversation, cut_at_stop
 from llada_core.loading import load_checkpoint
 from llada_core.tokenization import encode_chat
 
