@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from llada_core.tokenization import CHAT_TOKENS, missing_tokens
 from .display import choose_console
 from .generate import (
     BYTE_ORDER_MARK,
+    Animations,
     answer_batch,
     check_text,
     load_with_notice,
@@ -27,7 +29,12 @@ HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, /help shows 
 
 
 def hold_conversation(
-    model_options: dict[str, Any], options: dict[str, Any], *, system: str | None = None, quiet: bool = False
+    model_options: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    system: str | None = None,
+    quiet: bool = False,
+    animate: Path | None = None,
 ) -> None:
     """Answer turn after turn until the input ends or says /exit.
 
@@ -36,15 +43,18 @@ def hold_conversation(
         options: options of `generate`, and `seed`.
         system: an instruction that opens the conversation.
         quiet: do not show the canvas.
+        animate: write an animation of each answer here; see `Animations`.
 
     Raises:
         ValueError: for options that contradict each other, or a piped turn that is too long; a person at the
             keyboard is told, and may try again.
-        OSError: if stdin or stdout is closed.
+        OSError: if stdin or stdout is closed, or an animation cannot be written.
+        ImportError: for a GIF without pillow.
     """
     if sys.stdin is None:
         raise OSError("stdin is closed, but the turns are read there; leave `<&-` out.")
     is_typed = sys.stdin.isatty()
+    animations = None if animate is None else Animations(animate)
     check_text(system or "", "`--system`")
     console, stays = choose_console(answers_on_stdout=False, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
@@ -79,7 +89,12 @@ def hold_conversation(
         if num_dropped:
             _notice(f"The conversation grew too long: the oldest {num_dropped} exchange(s) are forgotten.")
         with show_canvas(checkpoint, console, [""], checkpoint.stop_ids, stays) as streamer:
-            (answer,) = answer_batch(checkpoint, [ids], options, generators, streamer=streamer)
+            recorder = (
+                None if animations is None else animations.recorder(checkpoint, options, checkpoint.stop_ids, streamer)
+            )
+            (answer,) = answer_batch(checkpoint, [ids], options, generators, streamer=recorder or streamer)
+        if animations is not None and recorder is not None:
+            animations.write(recorder, text)
         conversation.reply(answer.text)
         if not stays:
             print_answer(answer.text)

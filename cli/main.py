@@ -15,6 +15,10 @@ from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
 from .push import push
 from .train import app as train_app
 
+Animate = Annotated[
+    Path | None, typer.Option(help="Write an animation of the answer to this .svg or .gif file.", metavar="FILE")
+]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(train_app, name="train")
 app.add_typer(convert_app, name="convert")
@@ -71,6 +75,7 @@ def generate(
         bool, typer.Option("--json", help="Print one JSON object per line: answer, passes, tokens, seconds.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the canvas: print the answers.")] = False,
+    animate: Animate = None,
     *,
     model_options: dict[str, Any],
     options: dict[str, Any],
@@ -83,14 +88,15 @@ def generate(
     if input_file is None and output_file is None and not overwrite:
         from .generate import answer_prompts
 
-        shown = {"json_lines": json_lines, "quiet": quiet}
+        shown: dict[str, Any] = {"json_lines": json_lines, "quiet": quiet, "animate": animate}
         answer_prompts(
             prompts or [], model_options, options, chat=chat, infill=infill, batch_size=batch_size or 1, **shown
         )
         return
     from .batch import answer_file
 
-    for name, given in {"PROMPTS": prompts, "--infill": infill, "--json": json_lines}.items():
+    given_names = {"PROMPTS": prompts, "--infill": infill, "--json": json_lines, "--animate": animate}
+    for name, given in given_names.items():
         if given:
             raise ValueError(f"`{name}` cannot be combined with --input and --output; leave it out.")
     if input_file is None or output_file is None:
@@ -106,6 +112,7 @@ def generate(
 def chat(
     system: Annotated[str | None, typer.Option("--system", "-s", help="Instruction that opens the chat.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the canvas: print the answers.")] = False,
+    animate: Animate = None,
     *,
     model_options: dict[str, Any],
     options: dict[str, Any],
@@ -113,4 +120,4 @@ def chat(
     """Hold a conversation on a terminal, or answer stdin, one user's turn per line."""
     from .chat import hold_conversation
 
-    hold_conversation(model_options, options, system=system, quiet=quiet)
+    hold_conversation(model_options, options, system=system, quiet=quiet, animate=animate)

@@ -75,7 +75,7 @@ class Recorder(BaseStreamer):
         self.streamer = streamer
         self.on_frame = on_frame
         self.frames: list[Frame] = []
-        self._mask: int = tokenizer.mask_token_id  # type: ignore[assignment]
+        self._mask: int = tokenizer.mask_token_id
         self._start: int | None = None
         self._done: list[int] = []
         self._scored: tuple[list[int], Tensor] = [], None  # type: ignore[assignment]
