@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CompileConfig
 
-from modeling_llada import LLaDAAnswer, LLaDAModelLM, generate_many
+from modeling_llada import LLaDAAnswer, LLaDAGenerationConfig, LLaDAModelLM, generate_many
 from modeling_llada.continuous_batching_llada import Row, lay_out
 
 EOS, MASK, EOT = 481, 488, 491
@@ -114,7 +114,7 @@ def batch_sizes(model: LLaDAModelLM, prompts: list[list[int]], **options) -> lis
 
 
 def row(prompt_length: int, start: int, end: int, canvas_end: int) -> Row:
-    return Row(0, [], prompt_length, [(start, end, None)], canvas_end, None)
+    return Row(0, [], prompt_length, [(start, end, None)], canvas_end, None, LLaDAGenerationConfig())
 
 
 def test_active_blocks_stand_in_the_same_columns_with_their_true_positions() -> None:
