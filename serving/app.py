@@ -219,6 +219,7 @@ class Server:
         self, checkpoint: Checkpoint, config: ServerConfig | None = None, name: str = "llada-tiny", **options: Any
     ):
         self.config = config or ServerConfig()
+        self._socket = self._listen()  # before the manager, whose threads would outlive an error
         self.checkpoint, self.jobs, self.metrics = prepare_model(checkpoint, options), dict[str, Job](), Metrics()
         self.manager = make_manager(self.checkpoint, self.jobs, self.config)
         state = OneModel(self.manager)
@@ -231,7 +232,6 @@ class Server:
 
         self.app = Gate(app, self.config.limits, self.jobs, self.metrics, self.manager.is_alive)
         self.name = models.name
-        self._socket = self._listen()
         options: Any = {"log_level": self.config.log_level, "timeout_graceful_shutdown": 5}
         self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, **options))
         self._thread: threading.Thread | None = None

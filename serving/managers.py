@@ -25,6 +25,8 @@ from transformers.cli.serving.utils import (
     response_events_to_chunks,
 )
 
+from modeling_llada.canvas_llada import answer_blocks
+
 from .requests import Job, RequestError
 
 
@@ -245,6 +247,11 @@ class LLaDAManager(BaseGenerateManager):
         check_prompt_fits(ids, job, config, max_length)
         if config.max_new_tokens is None and job.max_tokens is not None:
             config = config.updated(max_length=min(len(ids) + job.max_tokens, config.max_length or max_length))
+        if job.suffix is None:
+            try:
+                answer_blocks(config, len(ids), max_length)
+            except ValueError as error:
+                raise RequestError(str(error)) from error
         job.num_prompt_tokens = len(ids) + len(job.suffix_ids)
         return job, ids, config
 
@@ -431,6 +438,7 @@ class Batched(LLaDAManager):
         try:
             output = await future
         except asyncio.CancelledError:
+            job.is_cancelled.set()
             self.batching.cancel_request(request_id)
             raise
         if output.error is not None:

@@ -225,6 +225,8 @@ def _check_names(body: dict[str, Any], endpoint: str) -> None:
 
 
 def _check_text_fields(body: dict[str, Any], endpoint: str) -> None:
+    if not isinstance(body.get("model") or "", str):
+        raise RequestError(f"`model` must be the model's name, got {_short(body['model'])}.", "model")
     if not isinstance(body.get("stream") or False, bool):
         raise RequestError(f"`stream` must be true or false, got {_short(body['stream'])}.", "stream")
     if endpoint == "chat":

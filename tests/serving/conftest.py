@@ -2,8 +2,9 @@
 
 import http.client
 import json
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def server(request, checkpoint) -> Iterator[Server]:
         port=0,
         continuous_batching=request.param,
         bounds=Bounds(max_tokens=400, max_steps=64, max_block_length=64, min_threshold=0.3, caches=("none", "dual")),
-        limits=Limits(max_requests=40, max_body_bytes=100_000),
+        limits=Limits(max_requests=20, max_body_bytes=100_000),
     )
     with Server(checkpoint, config) as running:
         yield running
@@ -38,9 +39,7 @@ def client(server) -> Iterator[Any]:
         yield made
 
 
-def call(
-    server: Server, method: str, path: str, body: Any = None, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
+def call(server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One request with nothing between us and the server: status, headers, body."""
     address = urllib.parse.urlsplit(server.url)
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=120)
@@ -55,3 +54,11 @@ def call(
 
 def question(text: str = "What is the capital of France?") -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()

@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 
-from llada_serving import Bounds  # noqa: E402
-from llada_serving.requests import FIELDS, ONLY_NEUTRAL, WITHOUT_EFFECT, RequestError, read_job  # noqa: E402
+from llada_serving import Bounds
+from llada_serving.requests import FIELDS, ONLY_NEUTRAL, WITHOUT_EFFECT, RequestError, read_job
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT = {"messages": MESSAGES}
