@@ -148,7 +148,7 @@ class Gate:
         if key is None or scope["path"] == "/health":
             return
         given = Headers(scope=scope).get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {key}".encode()):
             raise RequestError(
                 "The API key is missing or wrong; send it as `Authorization: Bearer KEY`.",
                 status=401,

@@ -402,7 +402,7 @@ class Batched(LLaDAManager):
         """See `BaseGenerateManager`."""
         job, ids, config = self.prepare(inputs, gen_config, request_id)
         queue, streamer = self.make_streamer(
-            job, response_parser, on_cancel=lambda: self.batching.cancel_request(request_id)
+            job, response_parser, on_cancel=lambda: self.batching.cancel_request(job.key)
         )
         if job.suffix is not None:
             self.stream(job, streamer, lambda: streamer.tell(self.fill_in(ids, job, config)) or [])
@@ -439,7 +439,7 @@ class Batched(LLaDAManager):
             output = await future
         except asyncio.CancelledError:
             job.is_cancelled.set()
-            self.batching.cancel_request(request_id)
+            self.batching.cancel_request(job.key)
             raise
         if output.error is not None:
             raise CBWorkerDeadError(output.error) if not self.is_alive() else RuntimeError(output.error)
@@ -453,11 +453,11 @@ class Batched(LLaDAManager):
             RequestError: for options that cannot be used.
             CBWorkerDeadError: if the thread takes no requests any more.
         """
-        self.batching.register_result_handler(job.request_id, report)
+        self.batching.register_result_handler(job.key, report)
         try:
             added = self.batching.add_request(
                 ids,
-                request_id=job.request_id,
+                request_id=job.key,
                 streaming=streaming,
                 generation_config=config,
                 seed=job.seed,

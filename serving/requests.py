@@ -10,6 +10,7 @@ import math
 import secrets
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,6 +152,7 @@ class Job:
         num_prompt_tokens, num_tokens, num_passes: counted by the worker.
         finish_reason: "stop" for an answer that ended by itself or at a stop text, "length" for one that was cut.
         began, first_at: seconds, `time.monotonic`; when the first block was done.
+        key: its id in the manager, where a client's id may still be in use by a request that was cancelled.
         is_cancelled: set once nobody waits for the answer.
     """
 
@@ -169,6 +171,7 @@ class Job:
     finish_reason: str = "length"
     began: float = field(default_factory=time.monotonic)
     first_at: float | None = None
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
     is_cancelled: threading.Event = field(default_factory=threading.Event)
 
     def usage(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def test_fields_about_bookkeeping_are_taken() -> None:
         ({"messages": "Hi"}, "`messages` must be a list with at least one message, got 'Hi'"),
         ({"messages": [{"content": "Hi"}]}, "`messages[0]` must be an object with a `role` and a `content`"),
         ({"messages": [{"role": "user"}]}, "The `content` of `messages[0]` must be a text, got None"),
-        ({"messages": [*MESSAGES, {"role": "user", "content": [{"type": "image_url"}]}]}, "of `messages[1]` must be te"),
+        ({"messages": [*MESSAGES, {"role": "user", "content": [{"type": "image_url"}]}]}, "of `messages[1]` must be"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "`messages[0]` holds half of a surrogate pair"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "`messages[0]` holds `tool_calls`"),
         ({"generation_config": "{"}, "`generation_config` must be a generation config as JSON text"),
