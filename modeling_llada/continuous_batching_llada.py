@@ -230,8 +230,6 @@ def generate_many(
     if not (seeds is None or isinstance(seeds, int)) and len(seeds) != len(prompts):
         raise ValueError(f"`seeds` must be one number or one per prompt ({len(prompts)}), got {len(seeds)}.")
     for index, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            raise ValueError(f"Prompt {index} must be token ids, got text; encode it with the model's tokenizer.")
         try:
             check_row(model, prompt, config)
         except ValueError as error:
@@ -296,6 +294,8 @@ def check_row(model: Any, prompt: Any, config: LLaDAGenerationConfig) -> tuple[l
     Raises:
         ValueError: as `generate`.
     """
+    if isinstance(prompt, str):
+        raise ValueError("`input_ids` must be token ids, got text; encode it with the model's tokenizer.")
     ids = read_ids(prompt[None] if isinstance(prompt, Tensor) else [list(prompt)], model.device)
     check_prompt(ids, None, config, model.config.embedding_size)
     return ids[0].tolist(), answer_blocks(config, ids.shape[1], model.config.max_sequence_length)

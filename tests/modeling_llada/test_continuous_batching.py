@@ -197,7 +197,7 @@ BAD_PROMPTS = [
     ([], "Prompt 1: `input_ids` must hold at least one token"),
     ([5, 512], r"Prompt 1: `input_ids` must lie in the vocabulary, 0\.\.511, got 5\.\.512"),
     ([5, MASK], "Prompt 1: `input_ids` holds the mask token"),
-    ("hello", "Prompt 1 must be token ids, got text"),
+    ("hello", "Prompt 1: `input_ids` must be token ids, got text"),
 ]
 
 
