@@ -13,6 +13,7 @@ from .evaluate import app as evaluate_app
 from .export import app as export_app
 from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
 from .push import push
+from .serve import serve
 from .train import app as train_app
 
 Animate = Annotated[
@@ -25,6 +26,7 @@ app.add_typer(convert_app, name="convert")
 app.add_typer(export_app, name="export")
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(push)
+app.command()(serve)
 
 
 def _print_version(wanted: bool) -> None:

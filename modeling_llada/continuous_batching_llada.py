@@ -21,7 +21,7 @@ Shape legend: B rows of a pass, T columns.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -132,6 +132,9 @@ class Row:
             self.finish_reason = "stop" if is_ended else "length"
 
 
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
 @dataclass(frozen=True)
 class Budget:
     """How many rows a pass may hold; None is no limit.
@@ -146,9 +149,9 @@ class Budget:
     max_columns: Optional[int] = None
     max_logits_bytes: Optional[int] = None
 
-    def choose(self, rows: Iterable[Row], vocab_size: int) -> list[Row]:
+    def choose(self, rows: Iterable[AnyRow], vocab_size: int) -> list[AnyRow]:
         """The first rows that fit together, in their order; the very first one fits always, so none waits for ever."""
-        chosen: list[Row] = []
+        chosen: list[AnyRow] = []
         widest = num_logits = 0
         for row in rows:
             start, end, _ = row.blocks[0]
@@ -227,8 +230,6 @@ def generate_many(
     if not (seeds is None or isinstance(seeds, int)) and len(seeds) != len(prompts):
         raise ValueError(f"`seeds` must be one number or one per prompt ({len(prompts)}), got {len(seeds)}.")
     for index, prompt in enumerate(prompts):
-        if isinstance(prompt, str):
-            raise ValueError(f"Prompt {index} must be token ids, got text; encode it with the model's tokenizer.")
         try:
             check_row(model, prompt, config)
         except ValueError as error:
@@ -293,6 +294,8 @@ def check_row(model: Any, prompt: Any, config: LLaDAGenerationConfig) -> tuple[l
     Raises:
         ValueError: as `generate`.
     """
+    if isinstance(prompt, str):
+        raise ValueError("`input_ids` must be token ids, got text; encode it with the model's tokenizer.")
     ids = read_ids(prompt[None] if isinstance(prompt, Tensor) else [list(prompt)], model.device)
     check_prompt(ids, None, config, model.config.embedding_size)
     return ids[0].tolist(), answer_blocks(config, ids.shape[1], model.config.max_sequence_length)
@@ -317,14 +320,19 @@ def denoise_one_block_each(model: Any, rows: list[Row]) -> None:
 
     A row whose logits decide on nothing gets its `error`, and the others go on.
     """
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.pass_options, []).append(row)
-    for group in groups.values():
+    for group in group_rows(rows):
         denoise_group(model, group)
 
 
-def denoise_group(model: Any, rows: list[Row]) -> None:
+def group_rows(rows: Iterable[AnyRow]) -> list[list[AnyRow]]:
+    """Rows that may share passes, in the order of their first ones."""
+    groups: dict[tuple, list[AnyRow]] = {}
+    for row in rows:
+        groups.setdefault(row.pass_options, []).append(row)
+    return list(groups.values())
+
+
+def denoise_group(model: Any, rows: Sequence[Row]) -> None:
     """`denoise_one_block_each` for rows of equal options."""
     config = rows[0].config
     positions, start, end = lay_out(rows, config.suffix_window, masks_stand_after=config.cache == "prefix")
@@ -351,7 +359,7 @@ class RowsCanvas(Canvas):
         ids, mask_token_id, options: as for `Canvas`.
     """
 
-    def __init__(self, slots: list[Row], ids: Tensor, mask_token_id: int, **options: Any):
+    def __init__(self, slots: Sequence[Row], ids: Tensor, mask_token_id: int, **options: Any):
         super().__init__(ids, mask_token_id, **options)
         self.slots = slots
 
@@ -373,7 +381,7 @@ class RowsCanvas(Canvas):
 class DraftStreamer:
     """Hands the active block of each row that wants it to its `on_draft`."""
 
-    def __init__(self, rows: list[Row]):
+    def __init__(self, rows: Sequence[Row]):
         self.rows = rows
 
     def put(self, ids: Tensor) -> None:
@@ -393,7 +401,7 @@ class DraftStreamer:
         """Nothing."""
 
 
-def lay_out(rows: list[Row], visible_suffix: Optional[int], masks_stand_after: bool) -> tuple[Tensor, int, int]:
+def lay_out(rows: Sequence[Row], visible_suffix: Optional[int], masks_stand_after: bool) -> tuple[Tensor, int, int]:
     """Choose which position stands in which column, so that all active blocks begin in one column.
 
     Args:
@@ -423,7 +431,9 @@ def lay_out(rows: list[Row], visible_suffix: Optional[int], masks_stand_after: b
     return torch.cat((left, right), dim=1), left.shape[1], left.shape[1] + longest
 
 
-def _build_canvas(rows: list[Row], positions: Tensor, mask_token_id: int, start: int, device: torch.device) -> Canvas:
+def _build_canvas(
+    rows: Sequence[Row], positions: Tensor, mask_token_id: int, start: int, device: torch.device
+) -> Canvas:
     """Put each row's tokens, and masks where it has none yet, at its positions; int64 [batch, columns]."""
     texts = [torch.tensor(row.ids + [mask_token_id] * (row.end - len(row.ids))) for row in rows]
     has_position = positions >= 0

@@ -2,4 +2,6 @@
 
 from llada_core.lazy import attach
 
-__getattr__, __dir__, __all__ = attach(__name__, {}, extra="serve")
+__getattr__, __dir__, __all__ = attach(
+    __name__, {"app": ["Server", "ServerConfig"], "gate": ["Limits"], "requests": ["Bounds"]}, extra="serve"
+)

@@ -48,6 +48,7 @@ HUB_ORDER = [
     "constraints_llada",
     "generation_llada",
     "continuous_batching_llada",
+    "batching_results_llada",
     "batching_manager_llada",
     "modeling_llada",
 ]
