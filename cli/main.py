@@ -9,6 +9,7 @@ import typer
 from llada_core.host import avoid_broken_amx
 
 from .convert import app as convert_app
+from .demo import demo
 from .evaluate import app as evaluate_app
 from .export import app as export_app
 from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
@@ -27,6 +28,7 @@ app.add_typer(export_app, name="export")
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(push)
 app.command()(serve)
+app.command()(demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -27,7 +27,7 @@ class Frame:
         ids: token ids, masks included; up to the end of the answer once that is found.
         passes: the pass that committed each token, from 1; 0 for masks and for text that was given.
         confidences: probability that each token had when it was committed; NaN for masks and for text that was given.
-        seconds: since the run began.
+        seconds: since the run began; 0 for the canvas before the first pass.
     """
 
     ids: tuple[int, ...]
@@ -98,6 +98,7 @@ class Recorder(BaseStreamer):
             raise ValueError(f"`Recorder` keeps one row, got {len(value)}; generate one answer at a time.")
         ids = value.flatten().tolist()
         if self._start is None:
+            self._began = time.perf_counter()
             self._start = 0 if self._mask in ids else len(ids)
         elif self._start:
             self._done += ids
@@ -127,7 +128,6 @@ class Recorder(BaseStreamer):
         if not self.frames:
             ids = ids[: self.block_length]
             self.frames.append(Frame(tuple(ids), (0,) * len(ids), (math.nan,) * len(ids), 0.0))
-            self._began = time.perf_counter()
             return
         before, seconds = self.frames[-1], time.perf_counter() - self._began
         columns, probabilities = self._scored

@@ -38,8 +38,9 @@ CSS = f"""
 .paper {{ border: 1px solid var(--border-color-primary); border-radius: 14px; padding: 18px 20px; min-height: 190px;
   background: var(--background-fill-primary); font-size: 1.05rem; line-height: 1.95; overflow-wrap: anywhere; }}
 .paper .hint {{ color: var(--body-text-color-subdued); }}
-.me {{ width: fit-content; max-width: 85%; margin: 4px 0 12px auto; padding: 4px 14px; border-radius: 14px 14px 4px 14px;
-  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); white-space: pre-wrap; }}
+.me {{ line-height: 1.5; width: fit-content; max-width: 85%; margin: 4px 0 12px auto; padding: 6px 14px;
+  border-radius: 14px 14px 4px 14px; background: var(--background-fill-secondary);
+  border: 1px solid var(--border-color-primary); white-space: pre-wrap; }}
 .it {{ margin: 4px 0 14px; white-space: pre-wrap; }}
 .tok {{ border-radius: 5px; padding: 2px 1px; background: color-mix(in srgb, var(--c) 26%, transparent); }}
 .dark .tok {{ background: color-mix(in srgb, var(--c) 42%, transparent); }}
@@ -49,7 +50,7 @@ CSS = f"""
 .mask {{ background: var(--neutral-200); }}
 .dark .mask {{ background: var(--neutral-700); }}
 .under {{ display: flex; flex-wrap: wrap; gap: 4px 18px; align-items: center; justify-content: space-between;
-  font-size: .9rem; color: var(--body-text-color-subdued); min-height: 1.6em; }}
+  margin: 8px 4px 0; font-size: .9rem; color: var(--body-text-color-subdued); min-height: 1.6em; }}
 .under b {{ color: var(--body-text-color); font-weight: 600; }}
 .scale {{ display: inline-block; width: 84px; height: 9px; border-radius: 5px; margin: 0 7px; opacity: .75; }}
 .scale.pass {{ background: linear-gradient(90deg, {", ".join(PASS_COLOURS)}); }}
@@ -103,21 +104,18 @@ class Demo:
         for frames in self._run(self.checkpoint.model.infill, ids, (), {}, *settings):
             yield self._page(frames, len(frames) - 1, by)
 
-    def replay(self, number: int, frames: list[Frame], by: str, turns: list[dict[str, str]] | None = None) -> tuple:
-        """Show the canvas after pass `number` again: the paper and what stands under it."""
-        if not frames:
-            return gr.skip(), gr.skip()
-        paper, _, under, _ = self._page(frames, min(int(number), len(frames) - 1), by, turns)
-        return paper, under
+    def replay(self, number: int, frames: list[Frame], by: str, turns: list[dict[str, str]] | None = None) -> Any:
+        """Show the canvas after pass `number` again."""
+        return self._page(frames, min(int(number), len(frames) - 1), by, turns)[0] if frames else gr.skip()
 
     def _page(
         self, frames: list[Frame], number: int, by: str, turns: list[dict[str, str]] | None = None
-    ) -> tuple[str, Any, str, list[Frame]]:
-        """The paper, the slider, what stands under the paper, and the frames themselves."""
+    ) -> tuple[str, Any, list[Frame]]:
+        """The paper, the slider, and the frames themselves."""
         canvas = canvas_html(frames[number], number, by, self.checkpoint.tokenizer)
         paper = canvas if turns is None else conversation_html(turns, canvas)
         slider = gr.update(maximum=max(1, len(frames) - 1), value=number, interactive=True)
-        return f'<div class="paper" role="log">{paper}</div>', slider, under_html(frames, number, by), frames
+        return f'<div class="paper" role="log">{paper}</div>{under_html(frames, number, by)}', slider, frames
 
     def _run(
         self,
@@ -165,10 +163,13 @@ class Demo:
 
         threading.Thread(target=work, daemon=True).start()
         try:
-            num_shown = 1
+            num_passes = 0
             while (event := arrived.get()) is None:
-                num_shown += 1
-                yield recorder.frames[:num_shown]
+                if not num_passes:
+                    yield recorder.frames[:1]
+                    time.sleep(pause)
+                num_passes += 1
+                yield recorder.frames[: num_passes + 1]
                 time.sleep(pause)
             if not isinstance(event, StopIteration):
                 raise gr.Error(str(event)) from event
@@ -213,9 +214,10 @@ def under_html(frames: list[Frame], number: int, by: str) -> str:
     """What a run has cost up to a pass, and what the colours mean."""
     frame = frames[number]
     rate = f"{frame.num_committed / number:.1f} per pass" if number else "only masks"
-    cost = f"<span><b>Pass {number}</b> of {len(frames) - 1} · {frame.num_committed} tokens · {rate} · {frame.seconds:.2f} s</span>"
+    cost = f"{len(frames) - 1} · {frame.num_committed} tokens · {rate} · {frame.seconds:.2f} s"
     first, last = ("first pass", "newest") if by == "pass" else ("doubtful", "certain")
-    return f'<div class="under">{cost}<span>{first}<span class="scale {by}"></span>{last}</span></div>'
+    legend = f'{first}<span class="scale {by}"></span>{last}'
+    return f'<div class="under"><span><b>Pass {number}</b> of {cost}</span><span>{legend}</span></div>'
 
 
 def build(checkpoint: Checkpoint, name: str) -> gr.Blocks:
@@ -239,7 +241,7 @@ def build(checkpoint: Checkpoint, name: str) -> gr.Blocks:
             with gr.Column(scale=1, min_width=240):
                 settings = _settings(checkpoint)
         turns = gr.State([])
-        seen: list[Any] = [chat["paper"], chat["slider"], chat["under"], chat["frames"]]
+        seen: list[Any] = [chat["paper"], chat["slider"], chat["frames"]]
         _connect(
             chat,
             demo.chat,
@@ -248,7 +250,7 @@ def build(checkpoint: Checkpoint, name: str) -> gr.Blocks:
             demo.replay,
             [turns],
         )
-        filled = [fill["paper"], fill["slider"], fill["under"], fill["frames"]]
+        filled = [fill["paper"], fill["slider"], fill["frames"]]
         _connect(fill, demo.fill, [fill["text"], fill["by"], *settings], filled, demo.replay, [])
     return page
 
@@ -257,9 +259,10 @@ def _tab(label: str, action: str, examples: list[str], hint: str) -> dict[str, A
     """The components of a tab, by name."""
     made: dict[str, Any] = {"frames": gr.State([])}
     made["paper"] = gr.HTML(f'<div class="paper"><span class="hint">{hint}</span></div>')
-    made["under"] = gr.HTML('<div class="under"></div>')
     with gr.Row():
-        made["slider"] = gr.Slider(0, 1, value=0, step=1, label="After pass", interactive=False, scale=3, min_width=200)
+        made["slider"] = gr.Slider(
+            0, 1, value=0, step=1, label="After pass", interactive=False, buttons=[], scale=3, min_width=200
+        )
         choices = [(label, value) for value, label in BY.items()]
         made["by"] = gr.Radio(choices, value="pass", label="Colour", scale=1, min_width=200)
     with gr.Row(equal_height=True):
@@ -274,15 +277,17 @@ def _settings(checkpoint: Checkpoint) -> list[Any]:
     options = checkpoint.options
     longest = min(MAX_ANSWER, checkpoint.model.config.max_sequence_length // 2)
     length, block = min(options.max_new_tokens or 64, longest), min(options.block_length, longest)
+
+    def slider(lowest: float, highest: float, value: float, step: float, label: str, info: str) -> gr.Slider:
+        return gr.Slider(lowest, highest, value=value, step=step, label=label, info=info, buttons=[])
+
     return [
-        gr.Slider(8, longest, value=length, step=1, label="Length of the answer", info="tokens of the canvas"),
-        gr.Slider(1, longest, value=block, step=1, label="Block length", info="blocks are filled from left to right"),
-        gr.Slider(
-            0.5, 1, value=0.9, step=0.05, label="Threshold", info="tokens this sure come at once; 1: one per pass"
-        ),
-        gr.Slider(0, 1.5, value=0, step=0.1, label="Temperature", info="0: always the most probable token"),
+        slider(8, longest, length, 1, "Length of the answer", "tokens of the canvas"),
+        slider(1, longest, block, 1, "Block length", "blocks are filled from left to right"),
+        slider(0.5, 1, 0.9, 0.05, "Threshold", "tokens this sure come at once; 1: one per pass"),
+        slider(0, 1.5, 0, 0.1, "Temperature", "0: always the most probable token"),
         gr.Number(0, label="Seed", precision=0),
-        gr.Slider(0, 1, value=0.15, step=0.05, label="Pause", info="seconds to look at each pass"),
+        slider(0, 1, 0.15, 0.05, "Pause", "seconds to look at each pass"),
     ]
 
 
@@ -293,7 +298,7 @@ def _connect(
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on([tab["action"].click, tab["text"].submit], run, inputs, outputs, **quietly)
     again = [tab["slider"], tab["frames"], tab["by"], *turns]
-    gr.on([tab["slider"].input, tab["by"].input], replay, again, [tab["paper"], tab["under"]], queue=False, **quietly)
+    gr.on([tab["slider"].input, tab["by"].input], replay, again, tab["paper"], queue=False, **quietly)
 
 
 def launch(checkpoint: Checkpoint, name: str, **options: Any) -> Any:
