@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup demo test test-upstream check bench setup-optimum test-optimum
+.PHONY: help setup demo test test-browser test-upstream check bench setup-optimum test-optimum
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 PIP_FLAGS ?= --quiet
@@ -60,6 +60,15 @@ test-upstream: $(READY) ## run transformers' own model tests, downloaded with pi
 	@$(PYTEST) RUN_SLOW=1 PYTHONPATH="$(UPSTREAM)$${PYTHONPATH:+:$$PYTHONPATH}" $(VENV)/bin/pytest --numprocesses $(WORKERS) \
 		-r fEx $(PYTEST_FLAGS) tests/upstream
 
+# Debian's Chromium, or another that is on the path; Playwright downloads its own if it can. Without any, the test skips.
+test-browser: $(READY) ## try the page of `llada demo` in a headless Chromium, installed if it is missing
+	@mkdir -p build
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && { apt-get update && apt-get install --yes --no-install-recommends chromium; } >build/chromium.log 2>&1; } \
+		|| $(VENV)/bin/playwright install --only-shell chromium >>build/chromium.log 2>&1 \
+		|| echo "Chromium cannot be installed here (build/chromium.log): the page is not tried."
+	@$(PYTEST) $(VENV)/bin/pytest -rs $(PYTEST_FLAGS) tests/serving/test_demo_in_browser.py
+
 check: $(READY) ## formatting, lint and types
 	@echo "Formatting: ruff format --check"
 	@$(VENV)/bin/ruff format --check . || { echo "Not formatted; this does it: $(VENV)/bin/ruff format ."; exit 1; }
@@ -87,7 +96,7 @@ $(CORE_READY): pyproject.toml constraints/newest.txt
 	$(call finish,$(VENV),.core-ready)
 
 $(READY): $(CORE_READY)
-	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)dev])
+	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)demo$(comma)dev])
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
 	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."

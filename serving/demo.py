@@ -87,7 +87,7 @@ class Demo:
         options = {"max_new_tokens": int(length), "block_length": int(block)}
         frames: list[Frame] = []
         for frames in self._run(checkpoint.model.generate, ids, checkpoint.stop_ids, options, *settings):
-            yield *self._page(frames, len(frames) - 1, by, conversation.turns), gr.skip(), ""
+            yield *self._page(frames, len(frames) - 1, by, conversation.turns, is_running=True), gr.skip(), ""
         conversation.reply("".join(token_texts(frames[-1].ids, checkpoint.tokenizer)).strip())
         yield *self._page(frames, len(frames) - 1, by, conversation.turns), conversation.turns, ""
 
@@ -101,20 +101,27 @@ class Demo:
         longest = self.checkpoint.model.config.max_sequence_length
         if len(ids) > longest:
             raise gr.Error(f"The text has {len(ids)} tokens, but the model reads {longest}; shorten it.")
+        frames: list[Frame] = []
         for frames in self._run(self.checkpoint.model.infill, ids, (), {}, *settings):
-            yield self._page(frames, len(frames) - 1, by)
+            yield self._page(frames, len(frames) - 1, by, is_running=True)
+        yield self._page(frames, len(frames) - 1, by)
 
     def replay(self, number: int, frames: list[Frame], by: str, turns: list[dict[str, str]] | None = None) -> Any:
         """Show the canvas after pass `number` again."""
         return self._page(frames, min(int(number), len(frames) - 1), by, turns)[0] if frames else gr.skip()
 
     def _page(
-        self, frames: list[Frame], number: int, by: str, turns: list[dict[str, str]] | None = None
+        self,
+        frames: list[Frame],
+        number: int,
+        by: str,
+        turns: list[dict[str, str]] | None = None,
+        is_running: bool = False,
     ) -> tuple[str, Any, list[Frame]]:
-        """The paper, the slider, and the frames themselves."""
+        """The paper, the slider, which can be moved once the run is over, and the frames themselves."""
         canvas = canvas_html(frames[number], number, by, self.checkpoint.tokenizer)
         paper = canvas if turns is None else conversation_html(turns, canvas)
-        slider = gr.update(maximum=max(1, len(frames) - 1), value=number, interactive=True)
+        slider = gr.update(maximum=max(1, len(frames) - 1), value=number, interactive=not is_running)
         return f'<div class="paper" role="log">{paper}</div>{under_html(frames, number, by)}', slider, frames
 
     def _run(
@@ -296,9 +303,11 @@ def _connect(
 ) -> None:
     """Let button and Enter run the model, and slider and colours show its passes again."""
     quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on([tab["action"].click, tab["text"].submit], run, inputs, outputs, **quietly)
-    again = [tab["slider"], tab["frames"], tab["by"], *turns]
-    gr.on([tab["slider"].input, tab["by"].input], replay, again, tab["paper"], queue=False, **quietly)
+    again: dict[str, Any] = {"fn": replay, "inputs": [tab["slider"], tab["frames"], tab["by"], *turns]}
+    again |= {"outputs": tab["paper"], "queue": False, **quietly}
+    done = gr.on([tab["action"].click, tab["text"].submit], run, inputs, outputs, **quietly)
+    done.then(**again)  # the colours may have been changed meanwhile
+    gr.on([tab["slider"].input, tab["by"].input], **again)
 
 
 def launch(checkpoint: Checkpoint, name: str, **options: Any) -> Any:

@@ -36,12 +36,12 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Folder -> the extras whose packages it may import besides the dependencies.
 EXTRAS = {
-    "core": {"train", "eval"},  # several processes, and adapters
+    "core": {"train", "eval", "demo"},  # several processes, adapters, GIF
     "training": {"train"},
     "conversion": {"onnx", "openvino", "gguf", "optimum"},
     "evaluation": {"eval"},
-    "serving": {"serve"},
-    "cli": {"eval"},
+    "serving": {"serve", "demo"},
+    "cli": {"eval", "demo"},
 }
 # Declared and imported by no file of ours, with the reason.
 NEVER_IMPORTED = {
