@@ -251,10 +251,14 @@ def draw_svg(lines: list[str], cells: list[Cell], frames: list[Frame], by: str =
     spans = {(cell.first, cell.last) for cell in cells} | {
         (k, k + 1 if k < num_passes else None) for k in range(len(frames))
     }
-    text = " ".join(escape(cell.text) for cell in cells if cell.text and cell.last is None)
+    text, end = "", (0, 0)
+    for cell in cells:
+        if cell.text and cell.last is None:
+            text += " " * ((cell.line, cell.column) != end) + escape(cell.text)
+            end = cell.line, cell.column + cell.width
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(" ".join(lines))} {text}">',
+        f'role="img" aria-label="{escape(" ".join(lines))} {text.strip()}">',
         "<style>" + _css(sorted(spans, key=str), times, total) + "</style>",
         f'<rect class="card" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="14"/>',
     ]

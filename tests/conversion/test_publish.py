@@ -246,7 +246,8 @@ def test_a_space_holds_the_page_the_packages_that_it_needs_and_the_model_and_run
         (tmp_path / name).write_bytes(content)
     start = (
         "import app, llada_core, modeling_llada; checkpoint = app.load_checkpoint(app.MODEL_FOLDER, device='cpu');"
-        "app.build(checkpoint, 'demo'); print(llada_core.__file__, modeling_llada.__file__, checkpoint.model.name_or_path)"
+        "app.build(checkpoint, 'demo');"
+        "print(llada_core.__file__, modeling_llada.__file__, checkpoint.model.name_or_path)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
