@@ -33,7 +33,7 @@ def test_a_chat_shows_masks_first_then_every_pass_and_ends_with_the_answer_of_ge
     ids = encode_chat(tokenizer, [{"role": "user", "content": QUESTION}])
     output = model.generate([ids], max_new_tokens=32, threshold=0.9, return_dict_in_generate=True)
     answer = tokenizer.decode(output.sequences[0, len(ids) :], skip_special_tokens=True)
-    assert pages[0][0].count('class="mask"') == 32 and "tok" not in pages[0][0]
+    assert pages[0][0].count('class="mask"') == 32 and 'class="tok' not in pages[0][0]
     assert len(pages[-1][2]) == 1 + int(output.num_forward_passes)
     assert text_of(pages[-1][0]) == QUESTION + answer
     assert pages[-1][3] == [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer.strip()}]
@@ -121,10 +121,10 @@ def test_a_page_that_is_closed_ends_the_run(demo):
 
 
 def test_a_seed_repeats_the_draws(demo):
-    first, again, other = (
-        text_of(list(demo.chat(QUESTION, [], "pass", 16, 16, 1.0, 1.0, seed, 0.0))[-1][0]) for seed in (1, 1, 2)
-    )
-    assert first == again != other
+    answers = [
+        text_of(list(demo.chat("Tell a story.", [], "pass", 8, 8, 1.0, 1.5, seed, 0.0))[-1][0]) for seed in (1, 1, 2, 3)
+    ]
+    assert answers[0] == answers[1] and len(set(answers)) > 1
 
 
 def test_the_page_is_built_for_any_checkpoint(checkpoint):
