@@ -47,6 +47,7 @@ EXTRAS = {
 NEVER_IMPORTED = {
     "deepspeed": "transformers' Trainer imports it",
     "mypy": "a command",
+    "openai": "transformers' server imports it",
     "onnxscript": "torch.onnx imports it",
     "optimum-intel": "registers itself with optimum",
     "optimum-onnx": "registers itself with optimum",
