@@ -283,9 +283,7 @@ class LLaDABatchingManager:
             queue.Full: if the queue stays full for ten seconds.
         """
         config = self._settle(max_new_tokens, eos_token_id, generation_config, tokenizer, options)
-        reason = self.background_thread_status.can_accept_new_requests()
-        if reason is not None:
-            logger.warning(f"{reason} A request is dropped.")
+        if not self._is_accepting():
             return None
         if request_id is None or (seed is None and self._seed is not None):
             number = self._count_requests(1)
@@ -299,14 +297,17 @@ class LLaDABatchingManager:
             except (ValueError, TypeError) as error:
                 output.error, output.finish_reason, output.status = str(error), "error", RequestStatus.FAILED
                 output.lifespan = (output.created_time, output.created_time)
-                self._statistics.num_failed += 1
+                with self._lock:
+                    self._statistics.num_failed += 1
                 self._hand_over(output, callback)
                 continue
             request = Request(**vars(row), output=output, streams=streaming, callback=callback)
             output.prompt_ids = list(request.ids)
+            request.on_left = functools.partial(self._settle_block, request)
             if drafts:
                 request.on_draft = functools.partial(self._report_draft, request)
-            self._enqueue(request)
+            if not self._enqueue(request):
+                return None
         return request_id
 
     def add_requests(
@@ -330,7 +331,8 @@ class LLaDABatchingManager:
         if seed is None and self._seed is not None:
             seed = self._seed + first * num_copies
         # A batch is as wide as its longest row, so neighbours should be alike.
-        for index in sorted(range(len(inputs)), key=lambda index: -len(inputs[index])):
+        lengths = [len(prompt) if hasattr(prompt, "__len__") else 0 for prompt in inputs]
+        for index in sorted(range(len(inputs)), key=lambda index: -lengths[index]):
             self.add_request(
                 inputs[index],
                 request_ids[index],
@@ -451,7 +453,15 @@ class LLaDABatchingManager:
             self._num_requests += num_requests
             return self._num_requests - num_requests
 
-    def _enqueue(self, request: Request) -> None:
+    def _is_accepting(self) -> bool:
+        """Whether requests can come; a warning says why not."""
+        reason = self.background_thread_status.can_accept_new_requests()
+        if reason is not None:
+            logger.warning(f"{reason} A request is dropped.")
+        return reason is None
+
+    def _enqueue(self, request: Request) -> bool:
+        """Let a request wait for its first block; False if the thread has ended meanwhile."""
         request_id = request.output.request_id
         with self._lock:
             if request_id in self._requests:
@@ -460,8 +470,11 @@ class LLaDABatchingManager:
                 raise queue.Full(
                     f"{self._max_queue_size} requests are waiting already; come back later, or raise `max_queue_size`."
                 )
+            if not self._is_accepting():
+                return False
             self._requests[request_id] = request
             self._lock.notify_all()
+            return True
 
     def _has_place(self) -> bool:
         num_waiting = sum(other.output.status == RequestStatus.PENDING for other in self._requests.values())
@@ -496,8 +509,6 @@ class LLaDABatchingManager:
                 while (requests := self._next_requests(packed)) is not None:
                     for group in group_rows(requests):
                         self._denoise(group)
-                        for request in group:
-                            self._settle_block(request)
         except BaseException as fatal:
             logger.error(f"The manager's thread died: {fatal!r}", exc_info=True)
             status.fatal_error = error = fatal
@@ -555,12 +566,14 @@ class LLaDABatchingManager:
         except Exception as error:
             if isinstance(error, getattr(torch, "AcceleratorError", ())):
                 raise  # the device is lost
+            left = [(request, state) for request, state in zip(requests, states) if not request.has_left]
             if len(requests) == 1:
                 requests[0].error = error
+                requests[0].leave(None)
                 return
             logger.warning(f"A pass of {len(requests)} requests failed ({error}); each of them is tried alone.")
-            for request, state in zip(requests, states):
-                if state is not None:
+            for request, state in left:
+                if request.generator is not None:
                     request.generator.set_state(state)
                 self._denoise([request])
 
@@ -591,7 +604,7 @@ class LLaDABatchingManager:
         if output.error is not None:
             output.status = RequestStatus.FAILED
         output.lifespan = (output.lifespan[0], time.perf_counter())
-        request.on_draft = None
+        request.on_draft = request.on_left = None  # which hold the request itself
         with self._lock:
             del self._requests[output.request_id]
             setattr(self._statistics, kind, getattr(self._statistics, kind) + 1)

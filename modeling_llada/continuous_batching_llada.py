@@ -64,11 +64,13 @@ class Row:
         generator: source of this row's draws; None draws from torch's own.
         config: the row's options, checked.
         tokenizer: the model's, for stop strings.
-        on_draft: told the ids of the active block, masks included, after every pass; int64 [block].
+        on_draft: told the ids of the active block, masks included, after every pass.
+        on_left: called when the row has done its part in a block, at the end of a pass; its neighbours may go on.
         num_passes: passes so far.
         finish_reason: "stop" after an end of text or a stop string, "length" at the canvas's end; None before.
         is_cancelled: set by whoever wants the row to leave at the end of the pass, from any thread.
         error: why the row cannot go on.
+        has_left: whether the row has done its part in the block that is being denoised.
     """
 
     index: int
@@ -80,10 +82,12 @@ class Row:
     config: LLaDAGenerationConfig
     tokenizer: Optional[Any] = None
     on_draft: Optional[Callable[[list[int]], None]] = None
+    on_left: Optional[Callable[[], None]] = None
     num_passes: int = 0
     finish_reason: Optional[str] = None
     is_cancelled: bool = False
     error: Optional[Exception] = None
+    has_left: bool = False
     _pass_options: Optional[tuple] = field(default=None, repr=False)
 
     @property
@@ -100,10 +104,17 @@ class Row:
     def pass_options(self) -> tuple:
         """What rows of one pass must have in common."""
         if self._pass_options is None:
-            shared = [repr(getattr(self.config, name)) for name in DEFAULTS if name not in OF_ROWS]
+            names = [name for name in DEFAULTS if name not in (*OF_ROWS, "eos_token_id")]
+            shared = [repr(getattr(self.config, name)) for name in names]
             length = self.config.block_length
             width = min(length, self.config.max_new_tokens or length)  # draws at every step
-            self._pass_options = (width, self.blocks[0][2] is None, self.generator is None, *shared)
+            self._pass_options = (
+                width,
+                self.blocks[0][2] is None,
+                self.generator is None,
+                self.config.eos_token_ids,
+                *shared,
+            )
         return self._pass_options
 
     @property
@@ -114,22 +125,38 @@ class Row:
 
     def take(self, ids: list[int]) -> None:
         """Append a finished block, and drop the blocks after the end of the answer."""
-        self.blocks.popleft()
         config, num_read = self.config, len(self.ids) - self.prompt_length
         is_ended = False
         if config.stop_at_eos:
             ends = [place + 1 for place, token in enumerate(ids) if token in config.eos_token_ids]
             is_ended, ids = bool(ends), ids[: ends[0]] if ends else ids
-        self.ids += ids
         if config.stop_strings:
-            num_tokens = cut_at_texts(self.answer, num_read, config.stop_strings, self.tokenizer)
+            answer = self.answer + ids
+            num_tokens = cut_at_texts(answer, num_read, config.stop_strings, self.tokenizer)
             if num_tokens is not None:
-                is_ended = True
-                del self.ids[self.prompt_length + num_tokens :]
+                is_ended, ids = True, answer[num_read:num_tokens]
+        self.ids += ids
+        self.blocks.popleft()
         if is_ended:
             self.blocks.clear()
         if not self.blocks:
             self.finish_reason = "stop" if is_ended else "length"
+
+    def leave(self, ids: Optional[list[int]]) -> None:
+        """Do no more in this block.
+
+        Args:
+            ids: the finished block; None, or anything if the row is leaving, ends the row.
+        """
+        if ids is not None and self.on_draft is not None and not self.is_leaving:
+            self.on_draft(ids)
+        if ids is None or self.is_leaving:
+            self.blocks.clear()
+        else:
+            self.take(ids)
+        self.has_left = True
+        if self.on_left is not None:
+            self.on_left()
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -337,18 +364,12 @@ def denoise_group(model: Any, rows: Sequence[Row]) -> None:
     config = rows[0].config
     positions, start, end = lay_out(rows, config.suffix_window, masks_stand_after=config.cache == "prefix")
     canvas = _build_canvas(rows, positions, config.mask_token_id, start, model.device)
-    blocks = [row.blocks[0] for row in rows]
-    num_steps = [steps for _, _, steps in blocks]
+    num_steps = [row.blocks[0][2] for row in rows]
     steps = None if num_steps[0] is None else torch.tensor(num_steps, device=model.device)
     streamer = DraftStreamer(rows) if any(row.on_draft is not None for row in rows) else None
+    for row in rows:
+        row.has_left = False
     model.denoise(canvas, [(start, end, steps)], config, streamer=streamer)
-    filled, num_passes = canvas.ids[:, start:end].tolist(), canvas.num_passes.tolist()
-    for row, block, ids, passes in zip(rows, blocks, filled, num_passes):
-        row.num_passes += passes
-        if row.is_leaving:
-            row.blocks.clear()
-        else:
-            row.take(ids[: block[1] - block[0]])
 
 
 class RowsCanvas(Canvas):
@@ -364,18 +385,32 @@ class RowsCanvas(Canvas):
         self.slots = slots
 
     def end_pass(
-        self, block: Tensor, is_masked: Tensor, is_broken: Tensor, *args: Any
+        self, block: Tensor, is_masked: Tensor, is_broken: Tensor, start: int, *args: Any
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """See `Canvas.end_pass`."""
+        """See `Canvas.end_pass`; rows that leave take their block with them."""
+        rows, is_failed = self.rows, is_broken
         if any(slot.is_leaving for slot in self.slots):
             is_leaving = torch.tensor([slot.is_leaving for slot in self.slots], device=block.device)
-            is_broken = is_broken | is_leaving[self.rows][:, None]
-        return super().end_pass(block, is_masked, is_broken, *args)
+            is_broken = is_broken | is_leaving[rows][:, None]
+        is_masked, is_kept = super().end_pass(block, is_masked, is_broken, start, *args)
+        if is_kept is not None:
+            # A row that has failed leaves with its error, see `fail`.
+            has_left = ~(is_kept | is_failed.any(-1))
+            left = torch.arange(len(self.ids), device=block.device)[rows][has_left]
+            filled = self.ids[left, start : start + block.shape[1]].tolist()
+            for row, ids, passes in zip(left.tolist(), filled, self.num_passes[left].tolist()):
+                slot = self.slots[row]
+                slot.num_passes += passes
+                slot.leave(ids[: slot.blocks[0][1] - slot.blocks[0][0]])
+        return is_masked, is_kept
 
     def fail(self, rows: Tensor, error: ValueError) -> None:
         """See `Canvas.fail`."""
         for row in rows.tolist():
-            self.slots[row].error = error
+            slot = self.slots[row]
+            slot.num_passes += int(self.num_passes[row])
+            slot.error = slot.error or error
+            slot.leave(None)
 
 
 class DraftStreamer:
@@ -390,12 +425,9 @@ class DraftStreamer:
     def put_draft(self, draft: Tensor) -> None:
         """Tell the rows; int64 [batch, columns from the block on]."""
         for row, ids in zip(self.rows, draft):
-            if row.on_draft is not None and not row.is_leaving:
+            if row.on_draft is not None and not row.has_left:
                 start, end, _ = row.blocks[0]
-                try:
-                    row.on_draft(ids[: end - start].tolist())
-                except Exception as error:
-                    row.error = error
+                row.on_draft(ids[: end - start].tolist())
 
     def end(self) -> None:
         """Nothing."""

@@ -76,7 +76,7 @@ class OneModelManager(ModelManager):
         super().__init__(model_timeout=-1)
         self.checkpoint, self.name, self.created = checkpoint, name, int(time.time())
 
-    def process_model_name(self, model_id: str) -> str:  # type: ignore[override]
+    def process_model_name(self, model_id: str) -> str:
         """The name, if a client means this model.
 
         Raises:
@@ -102,11 +102,11 @@ class OneModelManager(ModelManager):
         ready = {"status": "ready", "model": model_id_and_revision, "cached": True}
         yield f"data: {json.dumps(ready)}\n\n"
 
-    def get_model_modality(self, model: Any, processor: Any = None) -> Modality:  # type: ignore[override]
+    def get_model_modality(self, model: Any, processor: Any = None) -> Modality:
         """Text."""
         return Modality.LLM
 
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
         """What `/v1/models` lists."""
         length = self.checkpoint.model.config.max_sequence_length
         return [
@@ -232,8 +232,8 @@ class Server:
 
         self.app = Gate(app, self.config.limits, self.jobs, self.metrics, self.manager.is_alive)
         self.name = models.name
-        options: Any = {"log_level": self.config.log_level, "timeout_graceful_shutdown": 5}
-        self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, **options))
+        how: Any = {"log_level": self.config.log_level, "timeout_graceful_shutdown": 5}
+        self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, **how))
         self._thread: threading.Thread | None = None
 
     @property

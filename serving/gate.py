@@ -10,19 +10,16 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from .metrics import Metrics
 from .requests import Job, RequestError
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 # Paths that generate -> their name in the metrics.
 GENERATING = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/v1/responses": "responses"}
@@ -109,7 +106,7 @@ class Gate:
         """Run the application until it has answered or the client has left; returns the status, 499 for the latter."""
         status, is_complete, left = 499, False, asyncio.Event()
 
-        async def count_and_send(message: dict[str, Any]) -> None:
+        async def count_and_send(message: Message) -> None:
             nonlocal status, is_complete
             try:
                 await asyncio.wait_for(send(message), SEND_TIMEOUT)
@@ -214,9 +211,9 @@ def as_json(scope: Scope, request_id: str) -> Scope:
 
 def replay(body: bytes, left: asyncio.Event) -> Receive:
     """A `receive` that gives a body that was read, and then that the client has left, once it has."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> Message:
         if messages:
             return messages.pop()
         await left.wait()

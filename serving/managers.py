@@ -99,13 +99,13 @@ class BlockStreamer(DirectStreamer):
 
     def __init__(self, job: Job, *args: Any, on_cancel: Callable[[], None] = lambda: None, **options: Any):
         super().__init__(*args, **options)
-        self.job, self.on_cancel, self.cutter = job, on_cancel, TextCutter(job.cuts)
+        self.job, self.on_cancel, self.cutter, self.is_prompt = job, on_cancel, TextCutter(job.cuts), True
 
     def put(self, value: torch.Tensor) -> None:
         """Called by `generate` with the prompt, and with every finished block."""
         self.put_draft(value)
-        if self._first:
-            self._first = False
+        if self.is_prompt:
+            self.is_prompt = False
         else:
             self.tell(value.tolist())
 
@@ -265,6 +265,10 @@ class LLaDAManager(BaseGenerateManager):
         filled = output.sequences[0, len(ids) : len(ids) + len(masks)].tolist()
         return self.note(job, filled, int(output.num_forward_passes[0]), "length")
 
+    def stream_gap(self, streamer: BlockStreamer, ids: list[int], job: Job, config: Any) -> None:
+        """`fill_in` for a stream, which gets the whole gap at once: no token of it is final before the others."""
+        streamer.tell(self.fill_in(ids, job, config))
+
     def _arguments(self, job: Job, config: Any, streamer: Any) -> dict[str, Any]:
         generator = torch.Generator(self.model.device).manual_seed(job.seed)
         return {
@@ -301,7 +305,7 @@ class LLaDAManager(BaseGenerateManager):
         except ValueError as error:
             raise RequestError(str(error)) from error
 
-    def stream(self, job: Job, streamer: BlockStreamer, work: Callable[[], list[int]]) -> None:
+    def stream(self, job: Job, streamer: BlockStreamer, work: Callable[[], Any]) -> None:
         """Run `work` on the thread, and let the streamer end with it."""
 
         def ended(future: "asyncio.Future[Any]") -> None:
@@ -340,7 +344,7 @@ class OneAtATime(LLaDAManager):
         if job.suffix is None:
             self.stream(job, streamer, lambda: self.generate(ids, job, config, streamer))
         else:
-            self.stream(job, streamer, lambda: streamer.tell(self.fill_in(ids, job, config)) or [])
+            self.stream(job, streamer, lambda: self.stream_gap(streamer, ids, job, config))
         return queue, streamer
 
     async def generate_non_streaming(
@@ -405,7 +409,7 @@ class Batched(LLaDAManager):
             job, response_parser, on_cancel=lambda: self.batching.cancel_request(job.key)
         )
         if job.suffix is not None:
-            self.stream(job, streamer, lambda: streamer.tell(self.fill_in(ids, job, config)) or [])
+            self.stream(job, streamer, lambda: self.stream_gap(streamer, ids, job, config))
             return queue, streamer
 
         def report(output: Any) -> None:

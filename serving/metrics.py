@@ -1,5 +1,7 @@
 """What the server counts, as Prometheus reads it."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .requests import Job
@@ -12,7 +14,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
+        made: Any = {"registry": self.registry}
         self.requests = Counter("llada_requests", "Requests by endpoint and status.", ["endpoint", "status"], **made)
         self.cancelled = Counter("llada_requests_cancelled", "Requests whose client left.", **made)
         self.in_flight = Gauge("llada_requests_in_flight", "Requests waiting or being answered.", **made)

@@ -358,8 +358,8 @@ def _read_stops(value: Any) -> list[str]:
 
 def _read_biases(value: Any) -> list[list[Any]]:
     try:
-        biases = [[[int(token)], float(bias)] for token, bias in value.items()]
-        is_valid = all(-100 <= bias <= 100 for _, bias in biases) and len(biases) <= MAX_BIASES
+        biases = {int(token): float(bias) for token, bias in value.items()}
+        is_valid = all(-100 <= bias <= 100 for bias in biases.values()) and len(biases) <= MAX_BIASES
     except (AttributeError, TypeError, ValueError):
         is_valid = False
     if not is_valid:
@@ -368,7 +368,7 @@ def _read_biases(value: Any) -> list[list[Any]]:
             "logit_bias",
         )
     # As with OpenAI, -100 bans a token.
-    return [[ids, -math.inf if bias == -100 else bias] for ids, bias in biases]
+    return [[[token], -math.inf if bias == -100 else bias] for token, bias in biases.items()]
 
 
 def _number(body: dict[str, Any], name: str, low: float, high: float) -> float:

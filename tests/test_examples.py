@@ -43,6 +43,7 @@ DOCUMENTS = (
     "docs/conversion.md",
     "docs/decoding.md",
     "docs/evaluation.md",
+    "docs/serving.md",
     "examples/llada_tiny/README.md",
 )
 REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"

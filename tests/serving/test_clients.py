@@ -1,6 +1,7 @@
 """Laws of what the real clients get: the answers of `generate`, with counts and reasons, whoever else is served."""
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from llada_core.tokenization import encode_chat
+from tests.helpers import ROOT
 from tests.serving.conftest import call, question
 
 FEW = {"max_tokens": 12}
@@ -184,3 +186,13 @@ def test_transformers_chat_talks_to_the_server(server, tmp_path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "The capital of France is Paris." in done.stdout
+
+
+def test_the_code_of_the_documentation_runs(server, capsys) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    client_code, server_code = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(client_code.replace("http://127.0.0.1:8000", server.url), "serving.md", "exec"), {})
+    exec(compile(server_code, "serving.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert shown.startswith("The capital of France is Paris. 32\nThe capital of France is Paris. Italy\n")
+    assert "http://127.0.0.1:" in shown

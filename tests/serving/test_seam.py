@@ -84,5 +84,5 @@ def test_a_stream_writes_an_error_between_quotes_as_it_is() -> None:
 def test_the_streamer_skips_the_prompt_and_decodes_token_by_token() -> None:
     assert issubclass(BlockStreamer, utils.DirectStreamer)
     source = inspect.getsource(utils.DirectStreamer)
-    for name in ("_first", "_decode_stream", "_tokenizer", "_enqueue", "total_tokens", "_parser"):
+    for name in ("_decode_stream", "_tokenizer", "_enqueue", "total_tokens", "_parser"):
         assert name in source
