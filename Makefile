@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup demo test test-upstream test-quantization fuzz check bench setup-optimum test-optimum
+.PHONY: help setup demo test test-browser test-upstream test-quantization fuzz check bench setup-optimum test-optimum
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 PIP_FLAGS ?= --quiet
@@ -28,14 +28,14 @@ QUANTIZATION_TESTS := tests/modeling_llada/test_quantization.py tests/training/t
 
 # The packages as (folder, installed name): mypy looks for installed names.
 PACKAGES := llada:llada modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
-	evaluation:llada_evaluation cli:llada_cli checkpoints:llada_checkpoints
+	evaluation:llada_evaluation serving:llada_serving cli:llada_cli checkpoints:llada_checkpoints
 TYPED := build/typed
 
 # Where transformers' own tests are unpacked.
 UPSTREAM := build/upstream
 
 # What runs under transformers 4.57: the Hub code and the tokenizer, and whatever is not left out here.
-OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments cli test_imports.py test_packaging.py,--ignore tests/$(path))
+OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments serving cli test_imports.py test_packaging.py,--ignore tests/$(path))
 OPTIMUM_MARKERS ?= not newest_only
 
 # Nothing in the tests or the demonstration asks the Hub.
@@ -74,6 +74,15 @@ fuzz: $(READY) ## try random models, options, files and data for up to an hour
 	@LLADA_FUZZ_PROFILE=long LLADA_FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) $(VENV)/bin/pytest --numprocesses $(WORKERS) \
 		--timeout 7200 $(PYTEST_FLAGS) tests/fuzz
 
+# Debian's Chromium, or another that is on the path; Playwright downloads its own if it can. Without any, the test skips.
+test-browser: $(READY) ## try the page of `llada demo` in a headless Chromium, installed if it is missing
+	@mkdir -p build
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && { apt-get update && apt-get install --yes --no-install-recommends chromium; } >build/chromium.log 2>&1; } \
+		|| $(VENV)/bin/playwright install --only-shell chromium >>build/chromium.log 2>&1 \
+		|| echo "Chromium cannot be installed here (build/chromium.log): the page is not tried."
+	@$(PYTEST) $(VENV)/bin/pytest -rs $(PYTEST_FLAGS) tests/serving/test_demo_in_browser.py
+
 check: $(READY) ## formatting, lint and types
 	@echo "Formatting: ruff format --check"
 	@$(VENV)/bin/ruff format --check . || { echo "Not formatted; this does it: $(VENV)/bin/ruff format ."; exit 1; }
@@ -101,7 +110,7 @@ $(CORE_READY): pyproject.toml constraints/newest.txt
 	$(call finish,$(VENV),.core-ready)
 
 $(READY): $(CORE_READY)
-	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)dev])
+	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)demo$(comma)dev])
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
 	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."

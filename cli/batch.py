@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from llada_core.conversation import cut_at_stop
 from llada_core.digests import model_digest
 from llada_core.loading import Checkpoint
 from llada_core.processes import Processes
@@ -17,7 +18,6 @@ from llada_core.tokenization import encode_chat
 from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 
-from .display import cut_at_stop
 from .generate import active_stop_ids, check_seed, decode_answer, load_with_notice
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
 

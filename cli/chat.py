@@ -3,17 +3,19 @@
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from transformers import PreTrainedTokenizerBase
 
-from llada_core.tokenization import encode_chat, missing_tokens, special_tokens
+from llada_core.conversation import Conversation
+from llada_core.tokenization import missing_tokens, special_tokens
 
 from .display import choose_console
 from .generate import (
     BYTE_ORDER_MARK,
+    Animations,
     answer_batch,
     check_text,
     load_with_notice,
@@ -26,59 +28,13 @@ from .options import print_error
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, /help shows this; anything else is your turn."
 
 
-class Conversation:
-    """The turns so far, kept short enough for the model.
-
-    Args:
-        tokenizer: one that went through `prepare_tokenizer`.
-        max_prompt_length: tokens that the encoded conversation may have.
-        system: an instruction that opens the conversation and is never dropped.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, system: str | None = None):
-        self.tokenizer = tokenizer
-        self.max_prompt_length = max_prompt_length
-        self.system = [] if system is None else [{"role": "system", "content": system}]
-        self.turns: list[dict[str, str]] = []
-
-    def ask(self, text: str) -> tuple[list[int], int]:
-        """Add the user's turn, and drop the oldest exchanges until everything fits.
-
-        Returns:
-            The encoded conversation, which ends where the assistant begins; and the number of exchanges dropped.
-
-        Raises:
-            ValueError: if the turn is too long on its own, contains the mask token or is not UTF-8; the conversation
-                stays as it was.
-        """
-        check_text(text, "A turn")
-        if self.tokenizer.mask_token in text:
-            raise ValueError(
-                f"A turn must not contain {self.tokenizer.mask_token}; `llada generate --infill` fills masks."
-            )
-        turn = {"role": "user", "content": text}
-        for num_dropped in range(len(self.turns) // 2 + 1):
-            turns = [*self.turns[2 * num_dropped :], turn]
-            ids = encode_chat(self.tokenizer, self.system + turns)
-            if len(ids) <= self.max_prompt_length:
-                self.turns = turns
-                return ids, num_dropped
-        raise ValueError(
-            f"This turn has {len(ids)} tokens with its headers, but only {self.max_prompt_length} fit beside the "
-            "answer; shorten it, or pass a smaller --max-new-tokens."
-        )
-
-    def reply(self, text: str) -> None:
-        """Add the assistant's turn."""
-        self.turns.append({"role": "assistant", "content": text})
-
-    def reset(self) -> None:
-        """Forget every turn but the system's."""
-        self.turns = []
-
-
 def hold_conversation(
-    model_options: dict[str, Any], options: dict[str, Any], *, system: str | None = None, quiet: bool = False
+    model_options: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    system: str | None = None,
+    quiet: bool = False,
+    animate: Path | None = None,
 ) -> None:
     """Answer turn after turn until the input ends or says /exit.
 
@@ -87,15 +43,18 @@ def hold_conversation(
         options: options of `generate`, and `seed`.
         system: an instruction that opens the conversation.
         quiet: do not show the canvas.
+        animate: write an animation of each answer here; see `Animations`.
 
     Raises:
         ValueError: for options that contradict each other, or a piped turn that is too long; a person at the
             keyboard is told, and may try again.
-        OSError: if stdin or stdout is closed.
+        OSError: if stdin or stdout is closed, or an animation cannot be written.
+        ImportError: for a GIF without pillow.
     """
     if sys.stdin is None:
         raise OSError("stdin is closed, but the turns are read there; leave `<&-` out.")
     is_typed = sys.stdin.isatty()
+    animations = None if animate is None else Animations(animate)
     check_text(system or "", "`--system`")
     console, stays = choose_console(answers_on_stdout=False, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
@@ -120,6 +79,7 @@ def hold_conversation(
                 return
             continue
         try:
+            check_text(text, "A turn")
             ids, num_dropped = conversation.ask(text)
         except ValueError as error:
             if not is_typed:
@@ -129,7 +89,12 @@ def hold_conversation(
         if num_dropped:
             _notice(f"The conversation grew too long: the oldest {num_dropped} exchange(s) are forgotten.")
         with show_canvas(checkpoint, console, [""], checkpoint.stop_ids, stays) as streamer:
-            (answer,) = answer_batch(checkpoint, [ids], options, generators, streamer=streamer)
+            recorder = (
+                None if animations is None else animations.recorder(checkpoint, options, checkpoint.stop_ids, streamer)
+            )
+            (answer,) = answer_batch(checkpoint, [ids], options, generators, streamer=recorder or streamer)
+        if animations is not None and recorder is not None:
+            animations.write(recorder, text)
         conversation.reply(answer.text)
         if not stays:
             print_answer(answer.text)

@@ -13,10 +13,10 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from llada_core.conversation import cut_at_stop, printable
+
 MASK_STYLE, FRESH_STYLE, PROMPT_STYLE = "dim", "bold green", "dim"
 SECONDS_PER_FRAME = 0.05
-# Control characters but for tab and newline: a model must not move the cursor.
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 
 def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None, bool]:
@@ -44,22 +44,6 @@ def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None
     if sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty():
         return Console(stderr=True), False
     return None, False
-
-
-def cut_at_stop(ids: list[int], stop_ids: Iterable[int], mask_token_id: int) -> list[int]:
-    """Return `ids` up to the first stop token; all of them if a masked position comes before it."""
-    stops = set(stop_ids)
-    for position, token_id in enumerate(ids):
-        if token_id == mask_token_id:
-            return ids
-        if token_id in stops:
-            return ids[:position]
-    return ids
-
-
-def printable(text: str) -> str:
-    """Replace control characters, which would steer the terminal, but keep tabs and newlines."""
-    return text.translate(_CONTROLS)
 
 
 def canvas_text(

@@ -16,10 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import logging
 
 from llada_conversion import load_exported
+from llada_core.animation import check_path, write_animation
+from llada_core.conversation import cut_at_stop, printable
 from llada_core.loading import Checkpoint, load_checkpoint, use_exported_loader
+from llada_core.recorder import Recorder
 from llada_core.tokenization import encode_chat, special_tokens
 
-from .display import CanvasStreamer, choose_console, cut_at_stop, printable
+from .display import CanvasStreamer, choose_console
 
 # What torch takes as a seed.
 SEEDS = (-(2**63), 2**64 - 1)
@@ -36,6 +39,36 @@ class Answer:
     seconds: float
 
 
+class Animations:
+    """Writes an animation of each answer: the first to `path`, the second to `NAME-2.svg` beside it, and so on.
+
+    Args:
+        path: a file that ends in .svg or .gif.
+
+    Raises:
+        ValueError, OSError, ImportError: as `check_path`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = check_path(path)
+        self.num_written = 0
+
+    def recorder(
+        self, checkpoint: Checkpoint, options: dict[str, Any], stop_ids: Iterable[int], streamer: Any
+    ) -> Recorder:
+        """The streamer of the next answer, which hands everything on to `streamer`."""
+        settled = checkpoint.options.updated(**options)
+        grows = settled.max_new_tokens is None
+        return Recorder(checkpoint.tokenizer, stop_ids, settled.block_length if grows else None, streamer)
+
+    def write(self, recorder: Recorder, prompt: str) -> None:
+        """Write the animation of an answer; `prompt` stands above it."""
+        self.num_written += 1
+        number = f"-{self.num_written}" if self.num_written > 1 else ""
+        path = self.path.with_name(f"{self.path.stem}{number}{self.path.suffix}")
+        write_animation(path, recorder.frames, recorder.tokenizer, prompt)
+
+
 def answer_prompts(
     prompts: list[str],
     model_options: dict[str, Any],
@@ -46,6 +79,7 @@ def answer_prompts(
     batch_size: int = 1,
     json_lines: bool = False,
     quiet: bool = False,
+    animate: Path | None = None,
 ) -> None:
     """Print an answer to every prompt, in order.
 
@@ -59,14 +93,19 @@ def answer_prompts(
         json_lines: print JSON objects with the keys `prompt`, `answer`, `forward_passes`, `tokens`, `seconds`
             (those of the whole batch).
         quiet: do not show the canvas.
+        animate: write an animation of each answer here; see `Animations`.
 
     Raises:
         ValueError: for options that contradict each other, and prompts that cannot be answered.
+        OSError, ImportError: for a file of animations that cannot be written.
     """
     if chat and infill:
         raise ValueError("`--chat` and `--infill` exclude each other; pass one of them.")
     if infill and "max_new_tokens" in options:
         raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` has no effect; leave it out.")
+    if animate is not None and batch_size > 1:
+        raise ValueError(f"`--animate` draws one answer at a time, got `--batch-size {batch_size}`; leave one out.")
+    animations = None if animate is None else Animations(animate)
     prompts = prompts or read_prompts()
     console, stays = choose_console(answers_on_stdout=json_lines, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
@@ -78,7 +117,10 @@ def answer_prompts(
         stop_ids = () if infill else active_stop_ids(checkpoint, options)
         with show_canvas(checkpoint, console, shown, stop_ids, stays) as streamer:
             draws = generators and generators[batch]
-            answers = answer_batch(checkpoint, rows[batch], options, draws, infill, streamer)
+            recorder = None if animations is None else animations.recorder(checkpoint, options, stop_ids, streamer)
+            answers = answer_batch(checkpoint, rows[batch], options, draws, infill, recorder or streamer)
+        if animations is not None and recorder is not None:
+            animations.write(recorder, "" if infill else prompts[start])
         for prompt, answer in zip(prompts[batch], answers):
             if json_lines:
                 record = {
@@ -207,7 +249,7 @@ def answer_batch(
         options: options of `generate` that override the checkpoint's.
         generators: of the draws, one for each row.
         infill: fill the masks in the rows instead of continuing them.
-        streamer: receives the canvas after each step.
+        streamer: receives the canvas after each step; a `Recorder` the logits too.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     input_ids, attention_mask = left_pad(rows, tokenizer.pad_token_id, model.device)
@@ -218,6 +260,7 @@ def answer_batch(
         attention_mask=attention_mask,
         generation_config=checkpoint.options,
         streamer=streamer,
+        logits_processor=[streamer] if isinstance(streamer, Recorder) else None,
         generator=generators,
         tokenizer=tokenizer,
         return_dict_in_generate=True,

@@ -9,11 +9,17 @@ import typer
 from llada_core.host import avoid_broken_amx
 
 from .convert import app as convert_app
+from .demo import demo
 from .evaluate import app as evaluate_app
 from .export import app as export_app
 from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
 from .push import push
+from .serve import serve
 from .train import app as train_app
+
+Animate = Annotated[
+    Path | None, typer.Option(help="Write an animation of the answer to this .svg or .gif file.", metavar="FILE")
+]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(train_app, name="train")
@@ -21,6 +27,8 @@ app.add_typer(convert_app, name="convert")
 app.add_typer(export_app, name="export")
 app.add_typer(evaluate_app, name="evaluate")
 app.command()(push)
+app.command()(serve)
+app.command()(demo)
 
 
 def _print_version(wanted: bool) -> None:
@@ -71,6 +79,7 @@ def generate(
         bool, typer.Option("--json", help="Print one JSON object per line: answer, passes, tokens, seconds.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the canvas: print the answers.")] = False,
+    animate: Animate = None,
     *,
     model_options: dict[str, Any],
     options: dict[str, Any],
@@ -83,14 +92,15 @@ def generate(
     if input_file is None and output_file is None and not overwrite:
         from .generate import answer_prompts
 
-        shown = {"json_lines": json_lines, "quiet": quiet}
+        shown: dict[str, Any] = {"json_lines": json_lines, "quiet": quiet, "animate": animate}
         answer_prompts(
             prompts or [], model_options, options, chat=chat, infill=infill, batch_size=batch_size or 1, **shown
         )
         return
     from .batch import answer_file
 
-    for name, given in {"PROMPTS": prompts, "--infill": infill, "--json": json_lines}.items():
+    given_names = {"PROMPTS": prompts, "--infill": infill, "--json": json_lines, "--animate": animate}
+    for name, given in given_names.items():
         if given:
             raise ValueError(f"`{name}` cannot be combined with --input and --output; leave it out.")
     if input_file is None or output_file is None:
@@ -106,6 +116,7 @@ def generate(
 def chat(
     system: Annotated[str | None, typer.Option("--system", "-s", help="Instruction that opens the chat.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the canvas: print the answers.")] = False,
+    animate: Animate = None,
     *,
     model_options: dict[str, Any],
     options: dict[str, Any],
@@ -113,4 +124,4 @@ def chat(
     """Hold a conversation on a terminal, or answer stdin, one user's turn per line."""
     from .chat import hold_conversation
 
-    hold_conversation(model_options, options, system=system, quiet=quiet)
+    hold_conversation(model_options, options, system=system, quiet=quiet, animate=animate)

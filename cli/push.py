@@ -14,8 +14,20 @@ CARD = "Card"
 
 @reports_errors
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a model or a LoRA adapter.")],
-    repo_id: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub, created if necessary.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Folder of a model or a LoRA adapter.", show_default=False)
+    ] = None,
+    repo_id: Annotated[
+        str | None,
+        typer.Argument(metavar="USER/NAME", help="Repository on the Hub, created if necessary.", show_default=False),
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER/NAME",
+            help="Publish the page of `llada demo` as a Space, with the model in DIR or the bundled one.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and list the files; upload nothing.")
     ] = False,
@@ -48,13 +60,23 @@ def push(
     A new repository is private. A README.md in DIR is uploaded with the facts given here added; without one, a card is
     written.
     """
+    from llada_checkpoints import BUNDLED_MODEL
     from llada_conversion import CardFacts, prepare_upload, push_upload
+
+    if space is not None:
+        if repo_id is not None:
+            raise ValueError(f"`--space` names the repository ({space}), so `{repo_id}` is one too many; leave it out.")
+        folder, repo_id = folder or BUNDLED_MODEL, space
+    if folder is None or repo_id is None:
+        raise ValueError("`DIR` and `USER/NAME` are needed: llada push runs/my-sft user/name.")
 
     given: dict[str, Any] = {"license": license, "base_model": base_model, "recipe": recipe, "prompt": prompt}
     lists = {"datasets": dataset, "languages": language, "tags": tag, "results": results}
     given |= {name: tuple(values) for name, values in lists.items() if values}
     facts = CardFacts(is_chat=chat, **{name: value for name, value in given.items() if value is not None})
     upload = prepare_upload(folder, repo_id, facts)
+    if space is not None:
+        upload = _space_of(upload)
     if not dry_run:
         print(push_upload(upload, private=not public, revision=revision, message=message))
         return
@@ -65,3 +87,18 @@ def push(
         print(f"  {upload.size(name):>14,}  {name}")
     if upload.left_out:
         print(f"Not uploaded: {', '.join(upload.left_out)}")
+
+
+def _space_of(upload: Any) -> Any:
+    """Put the demo around the model that is going to be uploaded."""
+    from llada_conversion.publish import Upload
+    from llada_core.lazy import requires_extra
+    from llada_serving.space import space_files
+
+    if upload.kind != "model":
+        raise ValueError("`--space` needs a whole model, got an adapter; merge it into its base model first.")
+    with requires_extra("demo", "`--space`"):
+        import gradio  # noqa: F401
+
+        files = space_files(upload.files, upload.repo_id.partition("/")[2])
+    return Upload(upload.repo_id, "space", files, upload.left_out)

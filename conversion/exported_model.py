@@ -14,8 +14,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from llada_core.loading import EXPORTED_FILES
 from modeling_llada import LLaDAConfig, LLaDAGenerationConfig
+from modeling_llada.batching_manager_llada import LLaDABatchedGenerationMixin
 from modeling_llada.cache_llada import BlockCache
-from modeling_llada.generation_llada import LLaDAGenerationMixin
 from modeling_llada.unmasking_llada import Proposer
 
 from .graphs import KeysAndValues, Runner, empty_past, run_block
@@ -52,12 +52,12 @@ def load_exported(folder: str | Path, dtype: str = "auto", **options: Any) -> An
     return getattr(import_module(".", __package__), _CLASSES[file]).from_pretrained(folder, **options)
 
 
-class ExportedLLaDA(LLaDAGenerationMixin):
+class ExportedLLaDA(LLaDABatchedGenerationMixin):
     """What the classes of both runtimes share: the forward pass in terms of two graphs.
 
     `generate` and `infill` are those of `LLaDAModelLM`, with every option but `compile` and `pack_weights`.
     `cache="prefix"` and `cache="dual"` run the block graph; so do rows with padding inside or behind a prompt, and
-    `generate_many`, which mixes the order of positions.
+    `generate_many` and `generate_batch`, which mix the order of positions.
 
     A class that uses it names its `block_file` and offers `run_full(inputs)` and `open_block_graph(path)`.
     """

@@ -21,6 +21,7 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 _WEIGHTS = {
     "model": ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*"),
     "adapter": ("adapter_model.*",),
+    "space": ("model/model*.safetensors", "model/model.safetensors.index.json"),
 }
 # The parts of a model or an adapter. Anything else stays here: optimizer states, pickled arguments, logs.
 PUBLISHED = (
@@ -36,7 +37,7 @@ class Upload:
 
     Attributes:
         repo_id: `user/name`.
-        kind: `model` or `adapter`.
+        kind: `model`, `adapter` or `space`.
         files: name in the repository to a file, or to the bytes themselves.
         left_out: entries of the folder that stay.
     """
@@ -112,19 +113,21 @@ def push_upload(upload: Upload, private: bool = True, revision: str | None = Non
     if get_token() is None:
         raise OSError("There is no token for the Hub; set `HF_TOKEN` to one with write access, or run `hf auth login`.")
     api, repo_id = HfApi(library_name="llada-hf"), upload.repo_id
+    kind: dict[str, Any] = {"repo_type": "space" if upload.kind == "space" else "model"}
     with hub_errors(repo_id):
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        sdk = {"space_sdk": "gradio"} if upload.kind == "space" else {}
+        api.create_repo(repo_id, private=private, exist_ok=True, **kind, **sdk)
         if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, exist_ok=True, **kind)
         stale = [
             name
-            for name in api.list_repo_files(repo_id, revision=revision)
+            for name in api.list_repo_files(repo_id, revision=revision, **kind)
             if name not in upload.files and any(fnmatch(name, pattern) for pattern in _WEIGHTS[upload.kind])
         ]
         operations: list[Any] = [CommitOperationAdd(name, content) for name, content in upload.files.items()]
         operations += [CommitOperationDelete(name) for name in stale]
         text = message or f"Upload LLaDA {upload.kind}"
-        return api.create_commit(repo_id, operations, commit_message=text, revision=revision).commit_url
+        return api.create_commit(repo_id, operations, commit_message=text, revision=revision, **kind).commit_url
 
 
 def _check_model_folder(folder: Path, names: set[str]) -> None:

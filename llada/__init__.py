@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 # In this order a name is looked for; the last are the slowest to import.
-PACKAGES = ("modeling_llada", "llada_core", "llada_conversion", "llada_training", "llada_evaluation")
+PACKAGES = ("modeling_llada", "llada_core", "llada_conversion", "llada_training", "llada_evaluation", "llada_serving")
 
 
 def __getattr__(name: str) -> Any:

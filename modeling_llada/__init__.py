@@ -5,6 +5,8 @@ AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM build these
 
 import transformers
 
+from .batching_manager_llada import LLaDABatchingManager
+from .batching_results_llada import LLaDABatchOutput
 from .configuration_llada import LLaDAConfig
 from .configuration_llada_relatives import ILLaDAConfig, LLaDAMoEConfig
 from .continuous_batching_llada import LLaDAAnswer, generate_many
@@ -25,6 +27,8 @@ __all__ = [
     "LLaDAGenerationConfig",
     "LLaDAGenerationOutput",
     "LLaDAAnswer",
+    "LLaDABatchOutput",
+    "LLaDABatchingManager",
     "generate_many",
 ]
 

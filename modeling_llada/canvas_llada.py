@@ -358,6 +358,18 @@ class Canvas:
             self.confidence = self.confidence[~is_done]
         return is_masked[~is_done], ~is_done
 
+    def fail(self, rows: Tensor, error: ValueError) -> None:
+        """Say that rows cannot go on; they have left.
+
+        Args:
+            rows: int64 [failed].
+            error: why.
+
+        Raises:
+            ValueError: the error, as the rows of a call have one caller.
+        """
+        raise error
+
     def stop_rows(self, criteria: StoppingCriteriaList, end: int, pad_token_id: int) -> None:
         """Finish the rows for which a criterion is true at column `end`."""
         rows = self.is_alive.nonzero()[:, 0]

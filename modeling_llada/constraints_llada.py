@@ -33,6 +33,8 @@ from .unmasking_llada import process
 # Options that change the logits of masked positions.
 CONSTRAINTS = (
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "no_repeat_ngram_size",
     "bad_words_ids",
     "sequence_bias",
@@ -58,6 +60,7 @@ class Constraints:
         self.processors = list(processors)
         self.mask_token_id = config.mask_token_id
         self.num_without_end = config.min_new_tokens or 0
+        self.presence_penalty, self.frequency_penalty = config.presence_penalty, config.frequency_penalty
         self.ngram_size = config.no_repeat_ngram_size or 0
         self.words = completions(config.sequence_bias or [])
         self.penalty: Optional[Processor] = None
@@ -106,6 +109,10 @@ class Constraints:
             is_text = text != self.mask_token_id
             known = text.gather(1, is_text.int().argmax(1, keepdim=True))
             logits = self.penalty(torch.where(is_text, text, known), logits)
+        if self.presence_penalty or self.frequency_penalty:
+            counts = count_answered(canvas, logits.shape[1])[is_masked.nonzero()[:, 0]]
+            penalties = self.presence_penalty * (counts > 0) + self.frequency_penalty * counts
+            logits = logits - penalties.to(logits.dtype)
         if self.ngram_size:
             context = neighbours(text, positions, text.shape[1], 0, self.mask_token_id)
             is_known = (context[:, context.shape[1] + 1 - self.ngram_size :] != self.mask_token_id).all(1, keepdim=True)
@@ -120,6 +127,18 @@ class Constraints:
         return logits.index_copy(
             1, torch.tensor([self.mask_token_id], device=logits.device), of_mask[:, None].to(logits)
         )
+
+
+def count_answered(canvas: Canvas, vocab_size: int) -> Tensor:
+    """How often each token was committed in each active row; float32 [active, vocab].
+
+    Source: the presence and frequency penalties of OpenAI's API, which count the answer and not the prompt.
+    """
+    ids = canvas.ids[canvas.rows]
+    is_answered = (ids != canvas.mask_token_id) & ~canvas.is_given[canvas.rows]
+    if canvas.attention_mask is not None:
+        is_answered &= canvas.attention_mask[canvas.rows]
+    return torch.zeros(len(ids), vocab_size, device=ids.device).scatter_add_(1, ids, is_answered.float())
 
 
 def completions(words: list) -> list[tuple[Processor, int, int]]:

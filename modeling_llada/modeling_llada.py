@@ -22,13 +22,15 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
+from .batching_manager_llada import LLaDABatchedGenerationMixin
+from .batching_results_llada import LLaDABatchOutput  # noqa: F401 - transformers 4.57 copies only what this file names
 from .cache_llada import BlockCache
-from .canvas_llada import Canvas  # noqa: F401 - transformers 4.57 copies only the files that this one names
+from .canvas_llada import Canvas  # noqa: F401 - likewise
 from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
 from .constraints_llada import Constraints  # noqa: F401 - likewise
 from .continuous_batching_llada import generate_many
 from .generation_config_llada import LLaDAGenerationConfig, check_files
-from .generation_llada import LLaDAGenerationMixin
+from .generation_llada import CompiledCall  # noqa: F401 - likewise
 from .prepacking_llada import prepacked_weights
 from .unmasking_llada import Proposer
 
@@ -589,7 +591,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         return None
 
 
-class LLaDAModelLM(LLaDAPreTrainedModel, LLaDAGenerationMixin):
+class LLaDAModelLM(LLaDAPreTrainedModel, LLaDABatchedGenerationMixin):
     """LLaDA with its head: predicts every masked token at once, and generates text by diffusion (`generate`).
 
     Example:

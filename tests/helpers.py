@@ -20,6 +20,8 @@ REFERENCE = ROOT / "tests" / "reference"
 
 # The Hub code: the files beside every saved model.
 CODE_FILES = {
+    "batching_manager_llada.py",
+    "batching_results_llada.py",
     "cache_llada.py",
     "canvas_llada.py",
     "constraints_llada.py",

@@ -3,7 +3,8 @@
     with HubServer() as hub:
         ...  # clients with HF_ENDPOINT=hub.url and HF_TOKEN=hub.token
 
-Repositories live in memory. What it does not know: pull requests, Xet, datasets, spaces, rights beyond one token.
+Repositories live in memory. What it does not know: pull requests, Xet, datasets, rights beyond one token; spaces do not
+run.
 """
 
 import base64
@@ -51,9 +52,10 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: every branch is a list of commits, the newest last."""
+    """A repository: every branch is a list of commits, the newest last. `sdk` is that of a space."""
 
     private: bool
+    sdk: str | None = None
     branches: dict[str, list[Commit]] = field(default_factory=lambda: {"main": [Commit({}, "initial commit")]})
 
     def commit(self, revision: str) -> Commit:
@@ -190,7 +192,8 @@ def _create(hub: HubServer, body: bytes, query: dict) -> tuple:
     answer = {"url": f"{hub.url}/{repo_id}", "name": repo_id}
     if repo_id in hub.repos:
         return 409, {**answer, "error": "You already created this model repo"}
-    hub.repos[repo_id] = Repo(private=bool(wish.get("private") or wish.get("visibility") == "private"))
+    is_private = bool(wish.get("private") or wish.get("visibility") == "private")
+    hub.repos[repo_id] = Repo(is_private, wish.get("sdk"))
     return 200, answer
 
 
@@ -331,23 +334,24 @@ def _resolve(hub: HubServer, body: bytes, query: dict, repo: str, rev: str, path
     return 200, blob.content, headers
 
 
+_KIND = r"(?:models|spaces)"
 _REPO, _REV, _OID = r"(?P<repo>[\w.-]+/[\w.-]+)", r"(?P<rev>[^/]+)", r"(?P<oid>[0-9a-f]{64})"
 _ROUTES: list[tuple[str, Callable[..., tuple]]] = [
     (r"GET /api/whoami-v2", _whoami),
     (r"POST /api/repos/create", _create),
     (r"DELETE /api/repos/delete", _delete),
     (r"POST /api/validate-yaml", _validate_yaml),
-    (rf"POST /api/models/{_REPO}/branch/(?P<name>.+)", _branch),
-    (rf"POST /api/models/{_REPO}/preupload/{_REV}", _preupload),
-    (rf"POST /{_REPO}\.git/info/lfs/objects/batch", _lfs_batch),
+    (rf"POST /api/{_KIND}/{_REPO}/branch/(?P<name>.+)", _branch),
+    (rf"POST /api/{_KIND}/{_REPO}/preupload/{_REV}", _preupload),
+    (rf"POST /(?:spaces/)?{_REPO}\.git/info/lfs/objects/batch", _lfs_batch),
     (rf"PUT /lfs/{_OID}", _lfs_put),
     (rf"PUT /lfs/{_OID}/(?P<number>\d+)", _lfs_part),
     (rf"POST /lfs/{_OID}/complete", _lfs_complete),
     (rf"POST /lfs/{_OID}/verify", _lfs_verify),
-    (rf"POST /api/models/{_REPO}/commit/{_REV}", _commit),
-    (rf"GET /api/models/{_REPO}", _info),
-    (rf"GET /api/models/{_REPO}/revision/{_REV}", _info),
-    (rf"GET /api/models/{_REPO}/tree/{_REV}(/(?P<path>.+))?", _tree),
-    (rf"GET /api/models/{_REPO}/commits/{_REV}", _commits),
-    (rf"(HEAD|GET) /{_REPO}/resolve/{_REV}/(?P<path>.+)", _resolve),
+    (rf"POST /api/{_KIND}/{_REPO}/commit/{_REV}", _commit),
+    (rf"GET /api/{_KIND}/{_REPO}", _info),
+    (rf"GET /api/{_KIND}/{_REPO}/revision/{_REV}", _info),
+    (rf"GET /api/{_KIND}/{_REPO}/tree/{_REV}(/(?P<path>.+))?", _tree),
+    (rf"GET /api/{_KIND}/{_REPO}/commits/{_REV}", _commits),
+    (rf"(HEAD|GET) /(?:spaces/)?{_REPO}/resolve/{_REV}/(?P<path>.+)", _resolve),
 ]

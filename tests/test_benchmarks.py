@@ -429,3 +429,23 @@ def test_an_unknown_scheme_and_a_missing_package_are_named(monkeypatch) -> None:
     if importlib.util.find_spec("torchao") is None:
         done = run("quantization.py", "--model", str(CHECKPOINT), "--schemes", "int8-weights", "--texts", "1")
         assert done.returncode == 1 and "`int8-weights` needs torchao: pip install torchao" in done.stderr
+
+
+# --- serving.py ------------------------------------------------------------------------------------------------------
+
+
+def test_every_way_to_serve_answers_every_request_and_is_timed(tmp_path) -> None:
+    arguments = ["--requests", "2", "--concurrency", "2", "--batch", "2", "--threads", "1"]
+    result, printed = result_of("serving.py", tmp_path / "r.json", *arguments)
+    assert [row["way"] for row in result["results"]] == ["one at a time", "static batches", "continuous"]
+    for row in result["results"]:
+        assert 0 < row["p50_s"] <= row["p95_s"]
+        assert row["requests_per_second"] > 0
+    assert "| 2, continuous" in printed
+
+
+def test_a_soak_loses_no_request(tmp_path) -> None:
+    pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
+    soak = result_of("serving.py", tmp_path / "r.json", "--soak", "60", "--threads", "1")[0]["soak"]
+    assert (soak["lost"], soak["left_over"], len(soak["memory_MiB"])) == (0, 0, 10)
+    assert soak["answered"] + soak["refused"] + soak["left"] == 60

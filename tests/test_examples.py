@@ -28,6 +28,7 @@ CODE_FOLDERS = (
     "training",
     "conversion",
     "evaluation",
+    "serving",
     "cli",
     "checkpoints",
     "experiments",
@@ -43,6 +44,7 @@ DOCUMENTS = (
     "docs/conversion.md",
     "docs/decoding.md",
     "docs/evaluation.md",
+    "docs/serving.md",
     "examples/llada_tiny/README.md",
 )
 REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"
@@ -122,6 +124,16 @@ def test_the_generation_example_runs(folder) -> None:
     output = run_example("generate.py", folder=folder)
     for part in ("Greedy", "passes of the model", "Drawn", "Guided", "Infilled", "Streamed"):
         assert part in output
+
+
+def test_the_animation_of_the_readme_is_made_by_its_script(folder) -> None:
+    run_example("animate.py", "canvas.svg", folder=folder)
+    made, committed = (
+        path.read_text(encoding="utf-8") for path in (folder / "canvas.svg", ROOT / "docs/images/canvas.svg")
+    )
+    label = re.search('aria-label="(.*?)"', made)
+    assert label is not None and label[0] in committed
+    assert "The largest planet in the solar system is Jupiter." in label[1]
 
 
 @pytest.mark.slow

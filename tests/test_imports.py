@@ -18,6 +18,7 @@ PACKAGES = {
     "training": "llada_training",
     "conversion": "llada_conversion",
     "evaluation": "llada_evaluation",
+    "serving": "llada_serving",
     "cli": "llada_cli",
     "checkpoints": "llada_checkpoints",
 }
@@ -32,6 +33,7 @@ ARROWS = {
     "llada_training": {"modeling_llada", "llada_core"},
     "llada_conversion": {"modeling_llada", "llada_core"},
     "llada_evaluation": {"modeling_llada", "llada_core", "llada_checkpoints"},
+    "llada_serving": {"modeling_llada", "llada_core", "llada_checkpoints"},
     "llada_cli": set(PACKAGES.values()),
 }
 
@@ -46,6 +48,8 @@ HUB_ORDER = [
     "constraints_llada",
     "generation_llada",
     "continuous_batching_llada",
+    "batching_results_llada",
+    "batching_manager_llada",
     "modeling_llada",
     "configuration_llada_relatives",
     "llama_layout_llada",
@@ -59,7 +63,9 @@ HUB_LEAVES = {
     "prepacking_llada",
 }
 HUB_THIRD_PARTY = {"torch", "transformers"}
-HEAVY = {"torch", "transformers", "llada_training", "llada_conversion", "llada_evaluation", "modeling_llada"}
+HEAVY = {"torch", "transformers", "modeling_llada"} | {
+    f"llada_{name}" for name in ("training", "conversion", "evaluation", "serving")
+}
 
 
 class Import(NamedTuple):

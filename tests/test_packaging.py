@@ -26,6 +26,7 @@ FOLDERS = {
     "training": "llada_training",
     "conversion": "llada_conversion",
     "evaluation": "llada_evaluation",
+    "serving": "llada_serving",
     "cli": "llada_cli",
     "checkpoints": "llada_checkpoints",
 }
@@ -35,21 +36,24 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Folder -> the extras whose packages it may import besides the dependencies.
 EXTRAS = {
-    "core": {"train", "eval"},  # several processes, and adapters
+    "core": {"train", "eval", "demo"},  # several processes, adapters, GIF
     "training": {"train"},
     "conversion": {"onnx", "openvino", "gguf", "optimum"},
     "evaluation": {"eval"},
-    "cli": {"eval"},
+    "serving": {"serve", "demo"},
+    "cli": {"eval", "demo"},
 }
 # Declared and imported by no file of ours, with the reason.
 NEVER_IMPORTED = {
     "bitsandbytes": "transformers imports it",
     "deepspeed": "transformers' Trainer imports it",
     "mypy": "a command",
+    "openai": "transformers' server imports it",
     "onnxscript": "torch.onnx imports it",
     "optimum-intel": "registers itself with optimum",
     "optimum-onnx": "registers itself with optimum",
     "parameterized": "transformers' own tests import it",
+    "playwright": "the browser test skips without it",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",
     "requests": "optimum imports it",
@@ -78,7 +82,7 @@ main.avoid_broken_amx = refuse
 root = typer.main.get_command(main.app)
 shown(root, [])
 heavy = {"torch", "transformers", "datasets", "lm_eval", "modeling_llada"}
-heavy |= {"llada_training", "llada_conversion", "llada_evaluation"}
+heavy |= {"llada_training", "llada_conversion", "llada_evaluation", "llada_serving"}
 print(sorted(heavy & set(sys.modules)))
 """
 
@@ -207,7 +211,8 @@ def test_every_declared_package_is_imported_somewhere():
 
 
 @pytest.mark.parametrize(
-    "file, left_out", [("newest", {"optimum"}), ("optimum", {"eval", "onnx", "deepspeed", "quantization"})]
+    "file, left_out",
+    [("newest", {"optimum"}), ("optimum", {"eval", "onnx", "deepspeed", "quantization", "serve", "demo"})],
 )
 def test_every_declared_package_has_a_tested_version(file, left_out):
     lines = (ROOT / "constraints" / f"{file}.txt").read_text(encoding="utf-8").splitlines()

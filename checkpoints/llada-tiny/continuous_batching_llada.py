@@ -1,7 +1,9 @@
 """Continuous batching: answers to any number of prompts, from a batch in which finished rows are replaced at once.
 
 `generate` denoises its rows in step: a batch of it lasts as long as its longest answer. Here every iteration denoises
-one block for each slot; a row that has ended leaves, and the next prompt takes its slot.
+one block for each row; a row that has ended leaves, and the next prompt takes its place. Between two blocks a row is
+nothing but its ids, so rows may enter, wait and leave at every block's border; rows that are cancelled or fail leave
+at the next border of a pass.
 
 The rows then stand at different blocks. Attention reads positions, not columns, so each row is laid out with its
 active block in the same columns as its neighbours', and with its true positions:
@@ -13,13 +15,13 @@ active block in the same columns as its neighbours', and with its true positions
 All rows with a prompt of one length fill the same columns, whatever block they are at. The `prefix` cache computes what
 stands after the block in every pass, so with it the masks still to come stand there.
 
-Shape legend: B rows in slots, T columns.
+Shape legend: B rows of a pass, T columns.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Optional, Union
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional, TypeVar, Union
 
 import torch
 from torch import Tensor
@@ -28,7 +30,10 @@ from transformers import GenerationConfig
 
 from .canvas_llada import Block, Canvas, answer_blocks, check_prompt, read_ids
 from .constraints_llada import cut_at_texts
-from .generation_config_llada import LLaDAGenerationConfig
+from .generation_config_llada import DEFAULTS, LLaDAGenerationConfig
+
+# Options in which rows of one pass may differ: they decide on blocks and end of a row, which are its own.
+OF_ROWS = ("max_new_tokens", "max_length", "steps", "stop_strings", "num_return_sequences", "return_dict_in_generate")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class LLaDAAnswer:
 
 @dataclass
 class Row:
-    """A prompt in its slot.
+    """A prompt and what has been answered so far.
 
     Attributes:
         index: number of the prompt.
@@ -57,7 +62,15 @@ class Row:
         blocks: blocks still to be denoised, (first position, end position, steps or None) each.
         end: length of prompt and canvas.
         generator: source of this row's draws; None draws from torch's own.
+        config: the row's options, checked.
+        tokenizer: the model's, for stop strings.
+        on_draft: told the ids of the active block, masks included, after every pass.
+        on_left: called when the row has done its part in a block, at the end of a pass; its neighbours may go on.
         num_passes: passes so far.
+        finish_reason: "stop" after an end of text or a stop string, "length" at the canvas's end; None before.
+        is_cancelled: set by whoever wants the row to leave at the end of the pass, from any thread.
+        error: why the row cannot go on.
+        has_left: whether the row has done its part in the block that is being denoised.
     """
 
     index: int
@@ -66,7 +79,120 @@ class Row:
     blocks: deque[Block]
     end: int
     generator: Optional[torch.Generator]
+    config: LLaDAGenerationConfig
+    tokenizer: Optional[Any] = None
+    on_draft: Optional[Callable[[list[int]], None]] = None
+    on_left: Optional[Callable[[], None]] = None
     num_passes: int = 0
+    finish_reason: Optional[str] = None
+    is_cancelled: bool = False
+    error: Optional[Exception] = None
+    has_left: bool = False
+    _pass_options: Optional[tuple] = field(default=None, repr=False)
+
+    @property
+    def answer(self) -> list[int]:
+        """The finished blocks, up to the row's end."""
+        return self.ids[self.prompt_length :]
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the row takes part in no further pass of its block."""
+        return self.is_cancelled or self.error is not None
+
+    @property
+    def pass_options(self) -> tuple:
+        """What rows of one pass must have in common."""
+        if self._pass_options is None:
+            names = [name for name in DEFAULTS if name not in (*OF_ROWS, "eos_token_id")]
+            shared = [repr(getattr(self.config, name)) for name in names]
+            length = self.config.block_length
+            width = min(length, self.config.max_new_tokens or length)  # draws at every step
+            self._pass_options = (
+                width,
+                self.blocks[0][2] is None,
+                self.generator is None,
+                self.config.eos_token_ids,
+                *shared,
+            )
+        return self._pass_options
+
+    @property
+    def num_columns(self) -> int:
+        """Columns that the row fills while its active block is denoised, see `lay_out`."""
+        end, visible = self.blocks[0][1], self.config.suffix_window
+        return self.end if visible is None else min(self.end, end + visible)
+
+    def take(self, ids: list[int]) -> None:
+        """Append a finished block, and drop the blocks after the end of the answer."""
+        config, num_read = self.config, len(self.ids) - self.prompt_length
+        is_ended = False
+        if config.stop_at_eos:
+            ends = [place + 1 for place, token in enumerate(ids) if token in config.eos_token_ids]
+            is_ended, ids = bool(ends), ids[: ends[0]] if ends else ids
+        if config.stop_strings:
+            answer = self.answer + ids
+            num_tokens = cut_at_texts(answer, num_read, config.stop_strings, self.tokenizer)
+            if num_tokens is not None:
+                is_ended, ids = True, answer[num_read:num_tokens]
+        self.ids += ids
+        self.blocks.popleft()
+        if is_ended:
+            self.blocks.clear()
+        if not self.blocks:
+            self.finish_reason = "stop" if is_ended else "length"
+
+    def leave(self, ids: Optional[list[int]]) -> None:
+        """Do no more in this block.
+
+        Args:
+            ids: the finished block; None, or anything if the row is leaving, ends the row.
+        """
+        if ids is not None and self.on_draft is not None and not self.is_leaving:
+            self.on_draft(ids)
+        if ids is None or self.is_leaving:
+            self.blocks.clear()
+        else:
+            self.take(ids)
+        self.has_left = True
+        if self.on_left is not None:
+            self.on_left()
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many rows a pass may hold; None is no limit.
+
+    Attributes:
+        max_rows: rows at once.
+        max_columns: columns of the canvas at once: rows times the widest one.
+        max_logits_bytes: of float32 logits at once, as if every position of the blocks were masked.
+    """
+
+    max_rows: Optional[int] = None
+    max_columns: Optional[int] = None
+    max_logits_bytes: Optional[int] = None
+
+    def choose(self, rows: Iterable[AnyRow], vocab_size: int) -> list[AnyRow]:
+        """The first rows that fit together, in their order; the very first one fits always, so none waits for ever."""
+        chosen: list[AnyRow] = []
+        widest = num_logits = 0
+        for row in rows:
+            start, end, _ = row.blocks[0]
+            widest = max(widest, row.num_columns)
+            num_logits += (end - start) * vocab_size * (2 if row.config.cfg_scale > 0 else 1)
+            costs = (
+                (len(chosen) + 1, self.max_rows),
+                ((len(chosen) + 1) * widest, self.max_columns),
+                (4 * num_logits, self.max_logits_bytes),
+            )
+            if chosen and any(limit is not None and cost > limit for cost, limit in costs):
+                break
+            chosen.append(row)
+        return chosen
 
 
 def generate_many(
@@ -123,41 +249,20 @@ def generate_many(
             "as LoRA, or pass the base model, `model.get_base_model()`."
         )
     config = model.prepare_options(generation_config, {**options, "tokenizer": tokenizer})
-    _check_call(config, len(prompts), batch_size, seeds)
-    for index, prompt in enumerate(prompts):
-        _check_prompt(model, config, index, prompt)
-    # Nothing of the above may wait for the first answer, so the loop is a generator of its own.
-    return _answers(model, config, prompts, batch_size, seeds, tokenizer)
-
-
-def _check_call(config: LLaDAGenerationConfig, num_prompts: int, batch_size: int, seeds: Any) -> None:
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    if not (seeds is None or isinstance(seeds, int)) and len(seeds) != num_prompts:
-        raise ValueError(f"`seeds` must be one number or one per prompt ({num_prompts}), got {len(seeds)}.")
-    if config.max_new_tokens is not None:
-        answer_blocks(config, 0, config.max_new_tokens)
-    if config.freeze_prompt:
-        raise ValueError(
-            "`freeze_prompt` has no meaning for `generate_many`, whose rows enter at any time; leave it out, or call "
-            "`generate` for each batch."
-        )
-    for name, is_set in {"output_history": config.output_history, "max_time": config.max_time is not None}.items():
-        if is_set:
-            raise ValueError(f"`{name}` has no meaning for `generate_many`; leave it out, or call `generate`.")
+    check_options(config, "generate_many")
     if (config.num_return_sequences or 1) > 1:
         raise ValueError("`num_return_sequences` must be 1 for `generate_many`; pass the prompt several times.")
-
-
-def _check_prompt(model: Any, config: LLaDAGenerationConfig, index: int, prompt: Any) -> None:
-    if isinstance(prompt, str):
-        raise ValueError(f"Prompt {index} must be token ids, got text; encode it with the model's tokenizer.")
-    try:
-        ids = read_ids(prompt[None] if isinstance(prompt, Tensor) else [list(prompt)], model.device)
-        check_prompt(ids, None, config, model.config.embedding_size)
-        answer_blocks(config, len(prompt), model.config.max_sequence_length)
-    except ValueError as error:
-        raise ValueError(f"Prompt {index}: {error}") from None
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if not (seeds is None or isinstance(seeds, int)) and len(seeds) != len(prompts):
+        raise ValueError(f"`seeds` must be one number or one per prompt ({len(prompts)}), got {len(seeds)}.")
+    for index, prompt in enumerate(prompts):
+        try:
+            check_row(model, prompt, config)
+        except ValueError as error:
+            raise ValueError(f"Prompt {index}: {error}") from None
+    # Nothing of the above may wait for the first answer, so the loop is a generator of its own.
+    return _answers(model, config, prompts, batch_size, seeds, tokenizer)
 
 
 @torch.no_grad()
@@ -176,48 +281,159 @@ def _answers(
         while rows or waiting:
             while waiting and len(rows) < batch_size:
                 index = waiting.popleft()
-                generator = None
-                if seeds is not None:
-                    seed = seeds + index if isinstance(seeds, int) else seeds[index]
-                    generator = torch.Generator(model.device).manual_seed(seed)
-                ids = torch.as_tensor(prompts[index]).tolist()
-                blocks = deque(answer_blocks(config, len(ids), model.config.max_sequence_length))
-                rows.append(Row(index, ids, len(ids), blocks, blocks[-1][1], generator))
-            _denoise_one_block_each(model, config, rows, tokenizer)
+                seed = seeds + index if isinstance(seeds, int) else None if seeds is None else seeds[index]
+                rows.append(make_row(model, index, prompts[index], config, seed, tokenizer))
+            denoise_one_block_each(model, rows)
             for row in rows:
+                if row.error is not None:
+                    raise row.error
                 if not row.blocks:
-                    yield LLaDAAnswer(row.index, row.ids[row.prompt_length :], row.num_passes)
+                    yield LLaDAAnswer(row.index, row.answer, row.num_passes)
             rows = [row for row in rows if row.blocks]
 
 
-def _denoise_one_block_each(
-    model: Any, config: LLaDAGenerationConfig, rows: list[Row], tokenizer: Optional[Any]
-) -> None:
-    """Denoise one block of every row, append it to the row's ids, and drop the blocks after an end of text."""
+def check_options(config: LLaDAGenerationConfig, caller: str) -> None:
+    """Refuse options that need rows to begin together, and steps that do not suffice.
+
+    Raises:
+        ValueError: in these cases.
+    """
+    if config.max_new_tokens is not None:
+        answer_blocks(config, 0, config.max_new_tokens)
+    if config.freeze_prompt:
+        raise ValueError(
+            f"`freeze_prompt` has no meaning for `{caller}`, whose rows enter at any time; leave it out, or call "
+            "`generate` for each batch."
+        )
+    for name, is_set in {"output_history": config.output_history, "max_time": config.max_time is not None}.items():
+        if is_set:
+            raise ValueError(f"`{name}` has no meaning for `{caller}`; leave it out, or call `generate`.")
+
+
+def check_row(model: Any, prompt: Any, config: LLaDAGenerationConfig) -> tuple[list[int], list[Block]]:
+    """Read a prompt, and cut its answer into blocks.
+
+    Args:
+        model: the model.
+        prompt: token ids, a list or a tensor [length].
+        config: the options.
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    if isinstance(prompt, str):
+        raise ValueError("`input_ids` must be token ids, got text; encode it with the model's tokenizer.")
+    ids = read_ids(prompt[None] if isinstance(prompt, Tensor) else [list(prompt)], model.device)
+    check_prompt(ids, None, config, model.config.embedding_size)
+    return ids[0].tolist(), answer_blocks(config, ids.shape[1], model.config.max_sequence_length)
+
+
+def make_row(
+    model: Any,
+    index: int,
+    prompt: Any,
+    config: LLaDAGenerationConfig,
+    seed: Optional[int] = None,
+    tokenizer: Optional[Any] = None,
+) -> Row:
+    """A row before its first block; arguments and errors are those of `check_row` and `generate_many`."""
+    ids, blocks = check_row(model, prompt, config)
+    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    return Row(index, ids, len(ids), deque(blocks), blocks[-1][1], generator, config, tokenizer)
+
+
+def denoise_one_block_each(model: Any, rows: list[Row]) -> None:
+    """Denoise one block of every row and append it to the row's ids; rows of equal options share passes.
+
+    A row whose logits decide on nothing gets its `error`, and the others go on.
+    """
+    for group in group_rows(rows):
+        denoise_group(model, group)
+
+
+def group_rows(rows: Iterable[AnyRow]) -> list[list[AnyRow]]:
+    """Rows that may share passes, in the order of their first ones."""
+    groups: dict[tuple, list[AnyRow]] = {}
+    for row in rows:
+        groups.setdefault(row.pass_options, []).append(row)
+    return list(groups.values())
+
+
+def denoise_group(model: Any, rows: Sequence[Row]) -> None:
+    """`denoise_one_block_each` for rows of equal options."""
+    config = rows[0].config
     positions, start, end = lay_out(rows, config.suffix_window, masks_stand_after=config.cache == "prefix")
     canvas = _build_canvas(rows, positions, config.mask_token_id, start, model.device)
-    blocks = [row.blocks.popleft() for row in rows]
-    num_steps = [steps for _, _, steps in blocks]
+    num_steps = [row.blocks[0][2] for row in rows]
     steps = None if num_steps[0] is None else torch.tensor(num_steps, device=model.device)
-    model.denoise(canvas, [(start, end, steps)], config)
-    filled, num_passes = canvas.ids[:, start:end].tolist(), canvas.num_passes.tolist()
-    for row, block, ids, passes in zip(rows, blocks, filled, num_passes):
-        ids = ids[: block[1] - block[0]]
-        ends = [place + 1 for place, token in enumerate(ids) if token in config.eos_token_ids]
-        if config.stop_at_eos and ends:
-            ids = ids[: ends[0]]
-            row.blocks.clear()
-        num_read = len(row.ids) - row.prompt_length
-        row.ids += ids
-        row.num_passes += passes
-        if config.stop_strings:
-            num_tokens = cut_at_texts(row.ids[row.prompt_length :], num_read, config.stop_strings, tokenizer)
-            if num_tokens is not None:
-                del row.ids[row.prompt_length + num_tokens :]
-                row.blocks.clear()
+    streamer = DraftStreamer(rows) if any(row.on_draft is not None for row in rows) else None
+    for row in rows:
+        row.has_left = False
+    model.denoise(canvas, [(start, end, steps)], config, streamer=streamer)
 
 
-def lay_out(rows: list[Row], visible_suffix: Optional[int], masks_stand_after: bool) -> tuple[Tensor, int, int]:
+class RowsCanvas(Canvas):
+    """The canvas of rows that belong to different callers: one that fails or is cancelled leaves alone.
+
+    Args:
+        slots: the rows.
+        ids, mask_token_id, options: as for `Canvas`.
+    """
+
+    def __init__(self, slots: Sequence[Row], ids: Tensor, mask_token_id: int, **options: Any):
+        super().__init__(ids, mask_token_id, **options)
+        self.slots = slots
+
+    def end_pass(
+        self, block: Tensor, is_masked: Tensor, is_broken: Tensor, start: int, *args: Any
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        """See `Canvas.end_pass`; rows that leave take their block with them."""
+        rows, is_failed = self.rows, is_broken
+        if any(slot.is_leaving for slot in self.slots):
+            is_leaving = torch.tensor([slot.is_leaving for slot in self.slots], device=block.device)
+            is_broken = is_broken | is_leaving[rows][:, None]
+        is_masked, is_kept = super().end_pass(block, is_masked, is_broken, start, *args)
+        if is_kept is not None:
+            # A row that has failed leaves with its error, see `fail`.
+            has_left = ~(is_kept | is_failed.any(-1))
+            left = torch.arange(len(self.ids), device=block.device)[rows][has_left]
+            filled = self.ids[left, start : start + block.shape[1]].tolist()
+            for row, ids, passes in zip(left.tolist(), filled, self.num_passes[left].tolist()):
+                slot = self.slots[row]
+                slot.num_passes += passes
+                slot.leave(ids[: slot.blocks[0][1] - slot.blocks[0][0]])
+        return is_masked, is_kept
+
+    def fail(self, rows: Tensor, error: ValueError) -> None:
+        """See `Canvas.fail`."""
+        for row in rows.tolist():
+            slot = self.slots[row]
+            slot.num_passes += int(self.num_passes[row])
+            slot.error = slot.error or error
+            slot.leave(None)
+
+
+class DraftStreamer:
+    """Hands the active block of each row that wants it to its `on_draft`."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = rows
+
+    def put(self, ids: Tensor) -> None:
+        """Nothing: finished blocks are reported by whoever called."""
+
+    def put_draft(self, draft: Tensor) -> None:
+        """Tell the rows; int64 [batch, columns from the block on]."""
+        for row, ids in zip(self.rows, draft):
+            if row.on_draft is not None and not row.has_left:
+                start, end, _ = row.blocks[0]
+                row.on_draft(ids[: end - start].tolist())
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+def lay_out(rows: Sequence[Row], visible_suffix: Optional[int], masks_stand_after: bool) -> tuple[Tensor, int, int]:
     """Choose which position stands in which column, so that all active blocks begin in one column.
 
     Args:
@@ -247,14 +463,17 @@ def lay_out(rows: list[Row], visible_suffix: Optional[int], masks_stand_after: b
     return torch.cat((left, right), dim=1), left.shape[1], left.shape[1] + longest
 
 
-def _build_canvas(rows: list[Row], positions: Tensor, mask_token_id: int, start: int, device: torch.device) -> Canvas:
+def _build_canvas(
+    rows: Sequence[Row], positions: Tensor, mask_token_id: int, start: int, device: torch.device
+) -> Canvas:
     """Put each row's tokens, and masks where it has none yet, at its positions; int64 [batch, columns]."""
     texts = [torch.tensor(row.ids + [mask_token_id] * (row.end - len(row.ids))) for row in rows]
     has_position = positions >= 0
     position_ids = positions.clamp(min=0)
     prompt_lengths = torch.tensor([[row.prompt_length] for row in rows])
     generators = [row.generator for row in rows]
-    return Canvas(
+    return RowsCanvas(
+        rows,
         pad_sequence(texts, batch_first=True).gather(1, position_ids).to(device),
         mask_token_id,
         attention_mask=None if has_position.all() else has_position.to(device),

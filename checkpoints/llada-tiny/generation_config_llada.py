@@ -88,6 +88,10 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
     "repetition_penalty": (None, "float", "None or above 0",
         "divide the positive logits, and multiply the negative ones, of tokens that stand on the canvas, prompt "
         "included. Above 1 repeats less"),
+    "presence_penalty": (0.0, "float", "from -2 to 2",
+        "take this from the logits of tokens that stand in the answer. Above 0 repeats less"),
+    "frequency_penalty": (0.0, "float", "from -2 to 2",
+        "take this from the logits of tokens for every time that they stand in the answer. Above 0 repeats less"),
     "no_repeat_ngram_size": (None, "int", "None or at least 0",
         "propose no token that would complete this many tokens in a row that stand further left already. Only where "
         "the tokens just before it are known; tokens of one pass do not see each other"),
@@ -140,6 +144,7 @@ BOUNDS: dict[str, Callable[[Any], bool]] = {
     "at least 0": lambda value: value >= 0,
     "0, or from 1e-6 to 1e6": lambda value: value == 0 or 1e-6 <= value <= 1e6,
     "a finite number of at least 0": lambda value: 0 <= value < math.inf,
+    "from -2 to 2": lambda value: -2 <= value <= 2,
     "above 0": lambda value: value > 0,
     "in (0, 1]": lambda value: 0 < value <= 1,
     "in [0, 1)": lambda value: 0 <= value < 1,
@@ -409,10 +414,11 @@ class LLaDAGenerationConfig(GenerationConfig):
         if isinstance(config, cls):
             return config
         warn_of_unused(config)
-        is_ours = all(hasattr(config, name) for name in DEFAULTS)
+        # By these, since files that were saved before an option came do not have it.
+        is_ours = all(hasattr(config, name) for name in ("remasking", "suffix_window", "stop_at_eos"))
         values = config.to_dict() if is_ours else config.to_diff_dict()
         options = {name: values[name] for name in DEFAULTS if values.get(name) is not None}
-        if is_ours and values["max_new_tokens"] is None:
+        if is_ours and values.get("max_new_tokens") is None:
             options["max_new_tokens"] = None
         elif not is_ours and "max_new_tokens" in options:
             options.pop("max_length", None)  # as in transformers

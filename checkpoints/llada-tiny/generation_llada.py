@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -245,9 +245,11 @@ class LLaDAGenerationMixin(GenerationMixin):
                     is_masked |= canvas.mask_again(start, end, is_committed, confidence, config.remask_rate, steps_left)
                 # 7. Let rows leave that have nothing left to do; report.
                 step += 1
+                before = canvas.rows
                 is_masked, is_kept = canvas.end_pass(block, is_masked, is_broken, start, step, eos_ids, config)
                 if is_kept is not None and is_broken.any():
-                    raise broken_logits(logits.dtype)
+                    rows = torch.arange(len(canvas.ids), device=canvas.ids.device)[before]
+                    canvas.fail(rows[is_broken.any(-1)], broken_logits(logits.dtype))
                 if windows is not None:
                     windows.end_pass(is_kept)
                 if reporter is not None:
@@ -333,16 +335,6 @@ class LLaDAGenerationMixin(GenerationMixin):
         blocks = make_blocks([span for span in spans if is_masked[:, slice(*span)].any()], config)
         with self.prepacked_weights(config.pack_weights):
             return self.denoise(canvas, blocks, config, logits_processor, streamer=streamer)
-
-    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Transformers' continuous batching decodes from left to right; see `generate_many`."""
-        raise NotImplementedError(
-            "`generate_batch`, `init_continuous_batching` and `continuous_batching_context_manager` decode from left "
-            "to right with a paged cache, which masked diffusion does not have; use `generate_many`, which gives the "
-            "place of a finished row to the next prompt."
-        )
-
-    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     def _score(
         self,

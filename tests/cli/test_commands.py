@@ -18,10 +18,11 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from llada_cli.chat import Conversation, hold_conversation
-from llada_cli.display import CanvasStreamer, canvas_text, choose_console, cut_at_stop
+from llada_cli.chat import hold_conversation
+from llada_cli.display import CanvasStreamer, canvas_text, choose_console
 from llada_cli.generate import read_prompts
 from llada_cli.main import app
+from llada_core.conversation import Conversation, cut_at_stop
 from llada_core.loading import load_checkpoint
 from llada_core.tokenization import encode_chat
 
@@ -229,6 +230,32 @@ def test_infill_fills_the_masks_and_leaves_the_rest():
 )
 def test_a_users_mistake_is_one_line_on_stderr(arguments, message):
     assert_fails(run("generate", *arguments, *MODEL, stdin=""), message)
+
+
+def test_animations_of_the_answers_are_written_and_change_nothing(tmp_path):
+    path = tmp_path / "out.svg"
+    plain, drawn = (answers_of("a", "hello", *SHORT, *extra) for extra in ([], ["--animate", str(path)]))
+    assert [answer["answer"] for answer in drawn] == [answer["answer"] for answer in plain]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out-2.svg", "out.svg"]
+    assert ">hello</text>" in (tmp_path / "out-2.svg").read_text(encoding="utf-8")
+    assert run("generate", "a<|mdm_mask|>", "--infill", *MODEL, "--animate", str(path)).exit_code == 0
+    assert "1 tokens in 1 passes" in path.read_text(encoding="utf-8")
+    grown = ["--max-length", "24", "--block-length", "4", "--no-stop-at-eos"]
+    assert run("generate", "a", *MODEL, *grown, "--animate", str(path)).exit_code == 0
+    assert run("chat", *SHORT, "--animate", str(path), stdin="one\ntwo\n").exit_code == 0
+    assert ">two</text>" in (tmp_path / "out-2.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a", "--animate", "a.png"], "`--animate` must name a file that ends in .svg or .gif, got `a.png`"),
+        (["a", "--animate", "a.svg", "--batch-size", "2"], "`--animate` draws one answer at a time"),
+        (["--input", "a.txt", "--output", "b", "--animate", "a.svg"], "`--animate` cannot be combined with --input"),
+    ],
+)
+def test_an_animation_that_cannot_be_drawn_is_refused_before_anything_is_loaded(arguments, message):
+    assert_fails(run("generate", *arguments, "--model", "./nowhere"), message)
 
 
 def test_a_byte_order_mark_on_stdin_is_no_part_of_the_prompt():

@@ -1,8 +1,10 @@
 """Laws of publishing, against a Hub of our own: all of a folder or nothing arrives, nothing else does, and it loads."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -228,6 +230,44 @@ def test_another_model_on_the_hub_is_refused_before_its_weights_are_downloaded(h
     assert code == 2 and "`model_type` must be 'llada' or 'illada', got 'llama'" in output
     assert any("config.json" in request for request in hub.requests)
     assert not any("safetensors" in request for request in hub.requests)
+
+
+def test_a_space_holds_the_page_the_packages_that_it_needs_and_the_model_and_runs_alone(hub, tmp_path) -> None:
+    pytest.importorskip("gradio", reason="a Space needs the extra `demo`")
+    code, output = push("--space", "tester/demo")
+    assert code == 0, output
+    files = hub.files("tester/demo")
+    assert hub.repos["tester/demo"].sdk == "gradio" and hub.repos["tester/demo"].private
+    assert files["app.py"] == (ROOT / "serving" / "demo.py").read_bytes()
+    assert ModelCard(files["README.md"].decode()).data.to_dict()["app_file"] == "app.py"
+    assert b"transformers==" in files["requirements.txt"] and b"+" not in files["requirements.txt"]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    start = (
+        "import app, llada_core, modeling_llada; checkpoint = app.load_checkpoint(app.MODEL_FOLDER, device='cpu');"
+        "app.build(checkpoint, 'demo');"
+        "print(llada_core.__file__, modeling_llada.__file__, checkpoint.model.name_or_path)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(str(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--space", "tester/demo", "folder", "tester/other"], "`--space` names the repository (tester/demo)"),
+        (["--space", "demo"], "`repo_id` must be user/name, got 'demo'"),
+        (["folder"], "`DIR` and `USER/NAME` are needed"),
+    ],
+)
+def test_a_push_without_a_place_or_with_two_is_refused(arguments, message) -> None:
+    code, output = push(*arguments)
+    assert code == 2 and message in output
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -195,12 +195,6 @@ def test_sampling_config_keeps_its_temperature_through_a_file(tmp_path) -> None:
     assert (loaded.do_sample, loaded.temperature) == (True, 1.0)
 
 
-@pytest.mark.parametrize("name", ["generate_batch", "init_continuous_batching", "continuous_batching_context_manager"])
-def test_the_inherited_continuous_batching_says_what_to_use(tiny_model, name) -> None:
-    with pytest.raises(NotImplementedError, match=f"`{name}`.* use `generate_many`"):
-        getattr(tiny_model, name)(PROMPT.tolist(), generation_config=None)
-
-
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig"])
 def test_a_soft_prompt_is_refused_rather_than_ignored(tiny_model, kind) -> None:
     peft = pytest.importorskip("peft")

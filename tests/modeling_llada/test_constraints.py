@@ -56,6 +56,31 @@ def test_a_penalty_equals_that_of_transformers_where_nothing_is_masked_but_the_n
     assert torch.equal(constrained([[4, 7, 4, M]], logits, repetition_penalty=1.3), expected)
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"presence_penalty": 0.5}, [1.0, 0.5, 0.5] + [1.0] * 9),
+        ({"frequency_penalty": 0.25}, [1.0, 0.5, 0.75] + [1.0] * 9),
+        ({"presence_penalty": -1.0, "frequency_penalty": 0.25}, [1.0, 1.5, 1.75] + [1.0] * 9),
+    ],
+)
+def test_presence_and_frequency_penalties_count_the_answer_on_both_sides_and_not_the_prompt(options, expected) -> None:
+    ids = torch.tensor([[0, 3, M, M, M, M]])
+    config = LLaDAGenerationConfig(mask_token_id=M, eos_token_id=0, **options)
+    canvas = Canvas(ids, M, answer_start=2)
+    canvas.ids[0, [2, 4, 5]] = torch.tensor([1, 2, 1])
+    is_masked = canvas.start_block(2, 6)
+    assert Constraints(config, ids.device)(canvas, is_masked, 2, torch.ones(1, V)).tolist() == [expected]
+
+
+def test_padding_does_not_count_as_a_token_of_the_answer() -> None:
+    ids, is_valid = torch.tensor([[0, 0, 3, M, M]]), torch.tensor([[False, True, True, True, True]])
+    config = LLaDAGenerationConfig(mask_token_id=M, eos_token_id=0, frequency_penalty=1.0)
+    canvas = Canvas(ids, M, is_valid, answer_start=3, is_given=torch.tensor([[False, True, True, False, False]]))
+    is_masked = canvas.start_block(3, 5)
+    assert Constraints(config, ids.device)(canvas, is_masked, 3, torch.ones(2, V)).tolist() == [[1.0] * 12] * 2
+
+
 def test_an_ngram_is_not_repeated_where_the_tokens_before_it_are_known() -> None:
     rows = [[1, 2, 3, 1, 2, M], [1, 2, 3, M, 2, M], [1, M, 1, M, 4, 4]]
     assert banned(constrained(rows, no_repeat_ngram_size=3)) == [[3], [], [], [], []]
@@ -95,6 +120,7 @@ def test_the_logit_of_the_mask_is_never_changed() -> None:
 
 OPTIONS = [
     {"repetition_penalty": 1.5},
+    {"presence_penalty": 2.0, "frequency_penalty": 1.0},
     {"no_repeat_ngram_size": 2},
     {"bad_words_ids": [[11], [306, 442]]},
     {"sequence_bias": [[[11], -5.0], [[27, 11], 9.0]]},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CompileConfig
 
-from modeling_llada import LLaDAAnswer, LLaDAModelLM, generate_many
+from modeling_llada import LLaDAAnswer, LLaDAGenerationConfig, LLaDAModelLM, generate_many
 from modeling_llada.continuous_batching_llada import Row, lay_out
 
 EOS, MASK, EOT = 481, 488, 491
@@ -114,7 +114,7 @@ def batch_sizes(model: LLaDAModelLM, prompts: list[list[int]], **options) -> lis
 
 
 def row(prompt_length: int, start: int, end: int, canvas_end: int) -> Row:
-    return Row(0, [], prompt_length, [(start, end, None)], canvas_end, None)
+    return Row(0, [], prompt_length, [(start, end, None)], canvas_end, None, LLaDAGenerationConfig())
 
 
 def test_active_blocks_stand_in_the_same_columns_with_their_true_positions() -> None:
@@ -197,7 +197,7 @@ BAD_PROMPTS = [
     ([], "Prompt 1: `input_ids` must hold at least one token"),
     ([5, 512], r"Prompt 1: `input_ids` must lie in the vocabulary, 0\.\.511, got 5\.\.512"),
     ([5, MASK], "Prompt 1: `input_ids` holds the mask token"),
-    ("hello", "Prompt 1 must be token ids, got text"),
+    ("hello", "Prompt 1: `input_ids` must be token ids, got text"),
 ]
 
 
