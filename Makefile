@@ -6,12 +6,14 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup demo test test-upstream check bench setup-optimum test-optimum
+.PHONY: help setup demo test test-upstream test-quantization fuzz check bench setup-optimum test-optimum
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 PIP_FLAGS ?= --quiet
 PYTEST_FLAGS ?=
 WORKERS ?= 2
+# `make fuzz` tries so many times the cases of `make test`.
+FUZZ_FACTOR ?= 50
 MIN_PYTHON := $(shell sed -n 's/^requires-python = ">=\(.*\)"$$/\1/p' pyproject.toml)
 
 VENV := .venv
@@ -20,6 +22,9 @@ OPTIMUM_VENV := .venv-optimum
 CORE_READY := $(VENV)/.core-ready
 READY := $(VENV)/.ready
 OPTIMUM_READY := $(OPTIMUM_VENV)/.ready
+# torchao and bitsandbytes, apart: where they are, every process imports them and prints their warnings.
+QUANTIZATION := build/quantization
+QUANTIZATION_TESTS := tests/modeling_llada/test_quantization.py tests/training/test_sft_command.py
 
 # The packages as (folder, installed name): mypy looks for installed names.
 PACKAGES := llada:llada modeling_llada:modeling_llada core:llada_core training:llada_training conversion:llada_conversion \
@@ -60,6 +65,15 @@ test-upstream: $(READY) ## run transformers' own model tests, downloaded with pi
 	@$(PYTEST) RUN_SLOW=1 PYTHONPATH="$(UPSTREAM)$${PYTHONPATH:+:$$PYTHONPATH}" $(VENV)/bin/pytest --numprocesses $(WORKERS) \
 		-r fEx $(PYTEST_FLAGS) tests/upstream
 
+test-quantization: $(QUANTIZATION)/.ready ## run the tests of 8 and 4 bits
+	@echo "Testing with torchao and bitsandbytes …"
+	@PYTHONPATH=$(QUANTIZATION) $(PYTEST) $(VENV)/bin/pytest -m quantization $(PYTEST_FLAGS) $(QUANTIZATION_TESTS)
+
+fuzz: $(READY) ## try random models, options, files and data for up to an hour
+	@echo "Fuzzing in $(VENV), $(FUZZ_FACTOR) times the cases of the tests …"
+	@LLADA_FUZZ_PROFILE=long LLADA_FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) $(VENV)/bin/pytest --numprocesses $(WORKERS) \
+		--timeout 7200 $(PYTEST_FLAGS) tests/fuzz
+
 check: $(READY) ## formatting, lint and types
 	@echo "Formatting: ruff format --check"
 	@$(VENV)/bin/ruff format --check . || { echo "Not formatted; this does it: $(VENV)/bin/ruff format ."; exit 1; }
@@ -92,6 +106,13 @@ $(READY): $(CORE_READY)
 	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."
 	$(call finish,$(VENV),.core-ready .ready)
+
+$(QUANTIZATION)/.ready: $(READY)
+	@rm -rf $(QUANTIZATION)
+	@echo "Installing torchao and bitsandbytes into $(QUANTIZATION) …"
+	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --no-deps --target $(QUANTIZATION) \
+		$(shell grep -E '^(bitsandbytes|torchao)==' constraints/newest.txt)
+	@touch $@
 
 $(OPTIMUM_READY): pyproject.toml constraints/optimum.txt
 	$(call install,$(OPTIMUM_VENV),constraints/optimum.txt,.[optimum$(comma)train$(comma)gguf$(comma)dev])

@@ -14,8 +14,8 @@ from typing import Any
 MIB = 2**20
 # Linux counts in KiB, macOS in bytes.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-# Makes glibc return freed blocks of a MiB and more to the system at once, so that a peak is what was in use.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(MIB)}
+# Makes glibc return freed blocks of this size and more to the system at once, so that a peak is what was in use.
+THRESHOLD_NAME = "MALLOC_MMAP_THRESHOLD_"
 
 
 def peak() -> float:
@@ -36,18 +36,21 @@ def resident() -> float:
     return int(path.read_text().split()[1]) * resource.getpagesize() / MIB
 
 
-def measure_in_process(case: list[Any], hint: str) -> dict[str, Any]:
+def measure_in_process(case: list[Any], hint: str, threshold: int = MIB) -> dict[str, Any]:
     """Run this script once more with `--case`, and add `added_mib` = `peak_mib` - `before_mib` to its result.
 
     Args:
         case: what `--case` gets, as JSON.
         hint: what to change if there is too little memory.
+        threshold: bytes of a block that is returned to the system as soon as it is freed.
 
     Raises:
         SystemExit: if the process fails.
     """
     child = [sys.executable, *sys.argv, "--case", json.dumps(case)]
-    done = subprocess.run(child, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
+    done = subprocess.run(
+        child, capture_output=True, text=True, check=False, env={**os.environ, THRESHOLD_NAME: str(threshold)}
+    )
     if done.returncode != 0:
         raise SystemExit(f"The case {', '.join(map(str, case))} failed; {hint} need less memory.\n{done.stderr}")
     result = json.loads(done.stdout.splitlines()[-1])

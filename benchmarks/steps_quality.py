@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from llada_checkpoints import BUNDLED_MODEL
 from llada_core.tokenization import prepare_tokenizer
 from modeling_llada import LLaDAModelLM
+from modeling_llada.unmasking_llada import FALLBACKS
 
 # Steps of the fixed schedule. A text has about 17 masks and an answer 16; None is one token per pass.
 SCHEDULES = (None, 12, 8, 4, 2, 1)
@@ -38,6 +39,8 @@ MEASURES = ("margin", "entropy", "random")
 MEASURE_STEPS = (None, 8, 4)
 REMASK_RATES = (0.1, 0.25, 0.5)
 REMASK_STEPS = (16, 8)
+# Thresholds at which both fallbacks are met.
+FALLBACK_THRESHOLDS = (0.5, 0.3, 0.2)
 # How the passes of a cache are counted: one token each, a schedule, a rule.
 CACHE_PACES: tuple[dict[str, Any], ...] = ({}, {"steps": 8}, {"factor": 2.0})
 CACHES: dict[str, dict[str, Any]] = {
@@ -51,6 +54,7 @@ ANSWER_CACHES: dict[str, dict[str, Any]] = {
     "dual, frozen prompt": {"cache": "dual", "freeze_prompt": True},
     "suffix window": {"suffix_window": 0},
 }
+GROUPS = ("rules", "measures", "remasking", "fallback", "caches")
 ALL_TASKS = (Infilling.name, Answering.name)
 
 
@@ -59,7 +63,7 @@ class Setting:
     """One way to decode.
 
     Attributes:
-        group: `rules`, `measures`, `remasking` or `caches`.
+        group: one of `GROUPS`.
         line: the curve it belongs to.
         options: options of `generate` and `infill`.
         in_blocks: whether the masks are cut into blocks, so that a cache has something to keep; else all is one block.
@@ -101,6 +105,12 @@ def make_settings(groups: list[str]) -> list[Setting]:
         Setting("remasking", f"remask_rate={rate}", {"remask_rate": rate, "steps": steps})
         for rate in REMASK_RATES
         for steps in REMASK_STEPS
+    ]
+    settings += [Setting("fallback", "from left to right", {"fallback": "leftmost"})]
+    settings += [
+        Setting("fallback", f"fallback={fallback}", {"threshold": threshold, "fallback": fallback})
+        for fallback in FALLBACKS
+        for threshold in FALLBACK_THRESHOLDS
     ]
     for lines, tasks in ((CACHES, ALL_TASKS), (ANSWER_CACHES, (Answering.name,))):
         settings += [
@@ -191,19 +201,18 @@ def plot(results: list[dict[str, Any]], path: Path, title: str) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    groups = ("rules", "measures", "remasking", "caches")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="a LLaDA checkpoint; the bundled one if unset")
     for name, default in (("texts", 32), ("seeds", 2), ("facts", 128), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--groups", default=",".join(groups), help="list of groups of settings to run")
+    parser.add_argument("--groups", default=",".join(GROUPS), help="list of groups of settings to run")
     parser.add_argument("--quick", action="store_true", help="a few items and settings only, to see that all runs")
     parser.add_argument("--json", help="also write the result to this file")
     parser.add_argument("--plot", type=Path, help="also draw the rules into this PNG file")
     args = parser.parse_args()
-    unknown = set(args.groups.split(",")) - set(groups)
+    unknown = set(args.groups.split(",")) - set(GROUPS)
     if unknown:
-        parser.error(f"`--groups` takes {', '.join(groups)}, got {', '.join(sorted(unknown))}.")
+        parser.error(f"`--groups` takes {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}.")
     if args.quick:
         args.texts, args.seeds, args.facts = 2, 1, 2
     return args

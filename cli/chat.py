@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
-from llada_core.tokenization import CHAT_TOKENS, encode_chat, missing_tokens
+from llada_core.tokenization import encode_chat, missing_tokens, special_tokens
 
 from .display import choose_console
 from .generate import (
@@ -109,7 +109,7 @@ def hold_conversation(
             f"(`max_sequence_length`), got {settled.max_new_tokens}."
         )
     conversation = Conversation(checkpoint.tokenizer, room, system)
-    absent = missing_tokens(checkpoint.tokenizer, CHAT_TOKENS)
+    absent = missing_tokens(checkpoint.tokenizer, special_tokens(checkpoint.tokenizer).chat)
     if absent:
         _notice(f"The tokenizer lacks {', '.join(absent)}: turns are marked in plain text, and the model may ramble.")
     if is_typed:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from llada_conversion import load_exported
 from llada_core.loading import Checkpoint, load_checkpoint, use_exported_loader
-from llada_core.tokenization import EOT_TOKEN, encode_chat
+from llada_core.tokenization import encode_chat, special_tokens
 
 from .display import CanvasStreamer, choose_console, cut_at_stop, printable
 
@@ -257,7 +257,8 @@ def print_answer(text: str) -> None:
 def decode_answer(checkpoint: Checkpoint, ids: list[int]) -> str:
     """Decode without special tokens, up to an end of turn that a tokenizer without this token has spelled out."""
     text = str(checkpoint.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return text.partition(EOT_TOKEN)[0]
+    end = special_tokens(checkpoint.tokenizer).end_of_turn
+    return text if end is None else text.partition(end)[0]
 
 
 def _summary(answers: list[Answer]) -> str:

@@ -26,6 +26,24 @@ def sft(context: typer.Context) -> None:
     _forward("sft_main", context.args)
 
 
+@app.command("dpo", context_settings=_FORWARD, add_help_option=False)
+def dpo(context: typer.Context) -> None:
+    """Train on pairs of a preferred and a rejected answer (VRPO), whole or with LoRA."""
+    _forward("dpo_main", context.args)
+
+
+@app.command("kto", context_settings=_FORWARD, add_help_option=False)
+def kto(context: typer.Context) -> None:
+    """Train on good and bad answers (KTO), whole or with LoRA."""
+    _forward("kto_main", context.args)
+
+
+@app.command("grpo", context_settings=_FORWARD, add_help_option=False)
+def grpo(context: typer.Context) -> None:
+    """Train on prompts by rewards for the answers (fork, espo or diffu-GRPO), whole or with LoRA."""
+    _forward("grpo_main", context.args)
+
+
 def _forward(function: str, args: list[str]) -> None:
     """Call `llada_training.<function>(args)`; errors are one line, or with --traceback all of it."""
     with errors_on_one_line(debug=_TRACEBACK in args), requires_extra("train", "Training"):

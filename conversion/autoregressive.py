@@ -20,11 +20,11 @@ from llada_core.hub import CHECKPOINT_FILES, DESCRIPTIONS, fetch_checkpoint
 from llada_core.loading import complete_options, parse_dtype
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
 from modeling_llada import LLaDAConfig, LLaDAModelLM
+from modeling_llada.llama_layout_llada import name_in_memory
 
 from .folders import check_space, check_target, complete_folder
 from .official import licence_texts
 from .runtimes import require_packages
-from .weights import llada_name
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SUPPORTED_TYPES = ("llama", "mistral")
@@ -107,7 +107,7 @@ def convert_autoregressive(
     for name in (EMBEDDING, HEAD):
         weights[name] = add_rows(weights[name], new_ids, init_id)
     config = llada_config(source_config, tokenizer, weights[EMBEDDING].shape[0])
-    model = _build_model(config, {llada_name(name): tensor for name, tensor in weights.items()})
+    model = _build_model(config, {name_in_memory(name): tensor for name, tensor in weights.items()})
     model.generation_config = complete_options(model.generation_config, tokenizer)
     check_space(target, sum(parameter.nbytes for parameter in model.parameters()))
     with complete_folder(target, force) as scratch:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llada_core.hub import fetch_checkpoint
 from llada_core.loading import load_model
+from modeling_llada import LLaDAMoEConfig
 
 from .folders import check_space, check_target, complete_folder
 from .graphs import Gap, block_graph, check_gaps, full_graph, measure_gaps
@@ -63,8 +64,8 @@ def export_model(
         they have the same inputs and outputs.
 
     Raises:
-        ValueError: for an unknown runtime or unknown weights, a checkpoint that is not LLaDA, and float32 graphs whose
-            logits are not the model's.
+        ValueError: for an unknown runtime or unknown weights, a checkpoint that is not LLaDA or is quantised, LLaDA-MoE
+            (see `docs/models.md`), and float32 graphs whose logits are not the model's.
         ImportError: if the runtime is not installed, or NNCF where OpenVINO's weights are compressed.
         OSError: for a source that is not there, a target that is, and a full disk.
     """
@@ -76,7 +77,11 @@ def export_model(
     engine.check_installed(weights)
     folder = fetch_checkpoint(source, revision)
     check_target(target, force, source=folder)
-    read_config(folder)
+    if isinstance(read_config(folder), LLaDAMoEConfig):
+        raise ValueError(
+            f"`{folder}` is a LLaDA-MoE, which cannot be exported to {runtime}: which experts run depends on the "
+            "tokens, and the exporters have no rule for that. `llada export gguf` writes a file for llama.cpp."
+        )
     problem = optimum_problem(runtime)
     model: Any = load_model(folder, dtype="float32").eval()
     files = [engine.full_file, engine.block_file] if with_block_graph else [engine.full_file]

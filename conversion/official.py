@@ -1,10 +1,12 @@
 """Puts our code and repaired tokenizer files beside the weights of a released checkpoint, and compares the two."""
 
 import filecmp
+import inspect
 import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +15,36 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
-import modeling_llada.modeling_llada as modeling
 from llada_core.digests import file_digest
 from llada_core.hub import fetch_checkpoint
-from llada_core.loading import check_files, check_tokenizer, complete_options, load_tokenizer
+from llada_core.loading import (
+    check_files,
+    check_tokenizer,
+    complete_options,
+    load_tokenizer,
+    model_class_for,
+    model_class_of,
+)
 from llada_core.tokenization import prepare_tokenizer, save_tokenizer
-from modeling_llada import LLaDAConfig, LLaDAModelLM
-from modeling_llada.configuration_llada import AUTO_MAP
+from modeling_llada import LLaDAConfig
+from modeling_llada.configuration_llada import MODEL_TYPES
+from modeling_llada.llama_layout_llada import (
+    EMBEDDING_NAME,
+    HEAD_NAME,
+    expert_parts,
+    name_in_file,
+    name_in_memory,
+    stored_shapes,
+)
 
 from .folders import check_space, check_target, complete_folder
 from .weights import (
-    HEAD_NAME,
     INDEX_NAME,
     LAYOUTS,
     StoredTensor,
     copy_file,
-    data_size,
     is_sharded,
     link_file,
-    llada_name,
     read_index,
     stored_tensors,
     weight_files,
@@ -57,7 +70,7 @@ def convert_official(
     revision: str | None = None,
     verify: bool = False,
 ) -> Path:
-    """Make a folder of ours from LLaDA-8B-Base, -Instruct, LLaDA-1.5, or another checkpoint of that architecture.
+    """Make a folder of ours from LLaDA-8B-Base, -Instruct, LLaDA-1.5, LLaDA-MoE, iLLaDA, or one of their architectures.
 
     The weight files are copied byte for byte, a piece at a time; where the layout changes, only the names in their
     headers do. Config, generation config and tokenizer are written anew, and the code is put beside them.
@@ -66,7 +79,8 @@ def convert_official(
         source: a folder or a Hub id, with official or Llama's tensor names.
         target: the folder to make; it appears when it is complete.
         layout: tensor names of the result. `official` is what every LLaDA program reads. `llama` is for software
-            that reads Llama's names; that folder gets no code, since ours does not read them.
+            that reads Llama's names; that folder gets no code, since ours does not read them. The relatives of LLaDA
+            have one layout, the released one.
         link: hard-link the weight files of `source` instead of copying. They then share their bytes: what changes one
             in place changes the other.
         force: replace `target` if it is a checkpoint.
@@ -87,71 +101,99 @@ def convert_official(
     config = read_config(fetch_checkpoint(source, revision, files=("config.json",)))  # before weights are downloaded
     folder = fetch_checkpoint(source, revision)
     check_target(target, force, source=folder)
+    if layout != "official" and not is_dense(config):
+        raise ValueError(f"`layout` must be official for {type(config).__name__}, got {layout!r}; it has no other.")
     check_files(str(source), folder)
     tensors = stored_tensors(folder)
     check_tensors(folder, config, tensors)
     licence_texts(folder)  # a link is refused before gigabytes are copied
-    if link and any(LAYOUTS[layout](name) != name for name in tensors):
+    rename = LAYOUTS[layout] if is_dense(config) else name_in_file
+    if link and any(rename(name) != name for name in tensors):
         raise ValueError(f"`link` cannot rename, but `{folder}` is not in layout={layout!r} already; leave it out.")
     check_space(target, 0 if link else sum(path.stat().st_size for path in weight_files(folder)))
     with complete_folder(target, force) as scratch:
-        write_weights(folder, scratch, layout, link)
+        write_weights(folder, scratch, rename, link)
         write_other_files(folder, scratch, config, with_code=layout == "official")
         if verify:
             verify_folder(folder, scratch)
     return Path(target)
 
 
-def read_config(folder: Path) -> LLaDAConfig:
-    """Read the config of a dense LLaDA.
+def read_config(folder: Path) -> Any:
+    """Read the config of a LLaDA or one of its relatives.
 
     Raises:
-        ValueError: for another `model_type`, for LLaDA-MoE, for what `LLaDAConfig` refuses, and as `check_files`.
+        ValueError: for another architecture, for quantised weights, for what the class of the config refuses, and as
+            `check_files`.
         OSError: if there is none.
     """
     check_files(str(folder), folder)
     fields, _ = LLaDAConfig.get_config_dict(folder)
-    if fields.get("model_type") != LLaDAConfig.model_type:
+    model_class = model_class_of(fields)
+    if model_class is None:
         raise ValueError(
-            f"`{folder}` is not a LLaDA checkpoint: `model_type` must be {LLaDAConfig.model_type!r}, got "
+            f"`{folder}` is not a LLaDA checkpoint: `model_type` must be {' or '.join(map(repr, MODEL_TYPES))}, got "
             f"{fields.get('model_type')!r}; an autoregressive model becomes a LLaDA by `llada convert autoregressive`."
         )
-    return LLaDAConfig.from_dict(fields)
+    if (quantization := fields.get("quantization_config")) is not None:
+        raise ValueError(
+            f"`{folder}` holds quantised weights, which transformers alone reads: its config.json has a "
+            f"`quantization_config` of {quantization.get('quant_method')!r}. Use the checkpoint that it was made from; "
+            "`push_to_hub` of the loaded model publishes it as it is."
+        )
+    return model_class.config_class.from_dict(fields)
 
 
-def check_tensors(folder: Path, config: LLaDAConfig, tensors: dict[str, StoredTensor]) -> None:
+def is_dense(config: Any) -> bool:
+    """Whether a config is LLaDA's own, whose files have official names; those of its relatives have Llama's."""
+    return type(config) is LLaDAConfig
+
+
+def canonical_name(config: Any) -> Callable[[str], str]:
+    """What gives a stored tensor its name in the released files of this architecture."""
+    return name_in_memory if is_dense(config) else name_in_file
+
+
+def check_tensors(folder: Path, config: Any, tensors: dict[str, StoredTensor]) -> None:
     """Compare names, shapes and types of the weights with what the config makes of a model.
 
     Raises:
         ValueError: listing everything that is missing, unexpected or different.
     """
-    expected = expected_shapes(config)
-    found = {llada_name(name): tensor for name, tensor in tensors.items()}
+    rename, expected = canonical_name(config), expected_shapes(config)
+    found = {rename(name): tensor for name, tensor in tensors.items()}
+    head, embedding = rename(HEAD_NAME), rename(EMBEDDING_NAME)
+    if config.weight_tying and (is_dense(config) or head not in found):
+        del expected[head]
     problems = [f"`{name}` is missing." for name in sorted(expected.keys() - found.keys())]
-    twice = {name for name in tensors if llada_name(name) != name and llada_name(name) in tensors}
+    twice = {name for name in tensors if rename(name) != name and rename(name) in tensors}
     problems += [f"Unexpected tensor `{name}`." for name in sorted((found.keys() - expected.keys()) | twice)]
     for name in sorted(expected.keys() & found.keys()):
         if found[name].shape != expected[name]:
             problems.append(f"`{name}` has shape {list(found[name].shape)}, not {list(expected[name])}.")
         if found[name].dtype not in _FLOAT_TYPES:
             problems.append(f"`{name}` is of type {found[name].dtype}, not {', '.join(_FLOAT_TYPES)}.")
+    if not problems and config.weight_tying and head in expected and not _same_bytes(found[head], found[embedding]):
+        problems.append(f"`{head}` differs from `{embedding}`, but config.json ties them (`tie_word_embeddings`).")
     if problems:
+        listed = " ".join(problems[:20]) + (f" And {len(problems) - 20} more." if len(problems) > 20 else "")
         raise ValueError(
-            f"The weights of `{folder}` do not fit its config.json: {' '.join(problems)} Use the config.json that "
-            "belongs to these weights, or download both again."
+            f"The weights of `{folder}` do not fit its config.json: {listed} Use the config.json that belongs to these "
+            "weights, or download both again."
         )
 
 
-def expected_shapes(config: LLaDAConfig) -> dict[str, tuple[int, ...]]:
-    """Name every tensor of a checkpoint, official names, with its shape; a tied head is not a tensor of its own."""
+def expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Name every tensor of a released checkpoint with its shape; a tied head is among them."""
     with torch.device("meta"):
-        parameters = LLaDAModelLM(config).state_dict()
-    return {name: tuple(p.shape) for name, p in parameters.items() if not (config.weight_tying and name == HEAD_NAME)}
+        model = model_class_for(config)(config)
+    if not is_dense(config):
+        return dict(stored_shapes(model))
+    return {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
 
 
-def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:
-    """Copy or link the weight files and their index into `target`, with the names of `layout`."""
-    rename = LAYOUTS[layout]
+def write_weights(source: Path, target: Path, rename: Callable[[str], str], link: bool) -> None:
+    """Copy or link the weight files and their index into `target`, with the names that `rename` gives."""
     for path in weight_files(source):
         if link:
             link_file(path, target / path.name)
@@ -160,26 +202,27 @@ def write_weights(source: Path, target: Path, layout: str, link: bool) -> None:
     if is_sharded(source):
         index = json.loads((source / INDEX_NAME).read_text(encoding="utf-8"))
         index["weight_map"] = {rename(name): file for name, file in read_index(source).items()}
-        if not isinstance(index.get("metadata"), dict):  # transformers does not load an index without
-            index["metadata"] = {"total_size": sum(data_size(path) for path in weight_files(source))}
         (target / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_other_files(source: Path, target: Path, config: LLaDAConfig, with_code: bool) -> None:
+def write_other_files(source: Path, target: Path, config: Any, with_code: bool) -> None:
     """Write config, code, generation config, tokenizer and the licence texts.
 
     The tokenizer is repaired: mask, pad and header tokens, and the chat template. LLaDA Base lacks the three tokens of
-    the chat; they are added, in rows of the embedding that lie ready.
+    the chat; they are added, in rows of the embedding that lie ready. Where the config names no mask token, it gets the
+    tokenizer's.
 
     Raises:
         FileNotFoundError: if there is no tokenizer.
         ValueError: for one that is corrupt, has another mask than the config, or more tokens than the embedding.
     """
     tokenizer = prepare_tokenizer(load_tokenizer(source, prepare=False), missing="add")
+    if config.mask_token_id is None:
+        config.mask_token_id = tokenizer.mask_token_id
     check_tokenizer(tokenizer, config)
     has_options = (source / "generation_config.json").is_file()
     options = GenerationConfig.from_pretrained(source) if has_options else GenerationConfig()
-    config.architectures = [LLaDAModelLM.__name__]
+    config.architectures = [model_class_for(config).__name__]
     write_descriptions(source, target, config, complete_options(options, tokenizer), tokenizer, with_code)
 
 
@@ -194,11 +237,11 @@ def write_descriptions(
     texts = licence_texts(source)
     save_tokenizer(tokenizer, target)
     options.save_pretrained(target)
-    fields = {**json.loads(config.to_json_string()), "auto_map": dict(AUTO_MAP)}
+    fields = {**json.loads(config.to_json_string()), "auto_map": dict(config.code_map)}
     if not with_code:
         del fields["auto_map"]
     (target / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    for path in texts + (code_files() if with_code else []):
+    for path in texts + (code_files(config) if with_code else []):
         shutil.copyfile(path, target / path.name)
 
 
@@ -222,9 +265,10 @@ def licence_texts(folder: Path) -> list[Path]:
     return texts
 
 
-def code_files() -> list[Path]:
+def code_files(config: Any) -> list[Path]:
     """List the files of code that a model folder needs: the modelling file and what it imports."""
-    return [Path(modeling.__file__), *(Path(path) for path in get_relative_import_files(modeling.__file__))]
+    file = inspect.getfile(model_class_for(config))
+    return [Path(file), *(Path(path) for path in get_relative_import_files(file))]
 
 
 # --- verification ----------------------------------------------------------------------------------------------------
@@ -253,7 +297,9 @@ def verify_folder(source: str | Path, folder: str | Path) -> float:
     problems = _changed_in_cache(source) + _different_tensors(source, folder) + _different_code(folder)
     if problems:
         raise ValueError(f"`{folder}` is not what was converted: {' '.join(problems)} Convert again.")
-    difference = (fixed_logits(source) - fixed_logits(folder)).abs().max().item()
+    mask_token_id = read_config(folder).mask_token_id
+    logits, ours = fixed_logits(source, mask_token_id), fixed_logits(folder, mask_token_id)
+    difference = (logits - ours).abs().max().item()
     names = [f"`{name}`" for name in _not_finite(source)] if math.isnan(difference) else []
     if names:
         raise ValueError(
@@ -269,39 +315,57 @@ def verify_folder(source: str | Path, folder: str | Path) -> float:
 
 
 @torch.no_grad()
-def fixed_logits(folder: Path) -> Tensor:
+def fixed_logits(folder: Path, mask_token_id: int) -> Tensor:
     """Compute a checkpoint's logits on ids spread over the vocabulary, every fourth one masked.
 
     Weights are read when the module that holds them runs, and let go after it.
 
+    Args:
+        folder: the checkpoint.
+        mask_token_id: the mask; not every released config names it.
+
     Returns:
         float32 [1, NUM_IDS, embedding_size].
     """
-    config: Any = LLaDAConfig.from_pretrained(folder)
-    tensors = {llada_name(name): tensor for name, tensor in stored_tensors(folder).items()}
+    config = read_config(folder)
+    rename = canonical_name(config)
+    tensors = {rename(name): tensor for name, tensor in stored_tensors(folder).items()}
     with torch.device("meta"):
-        model = LLaDAModelLM(config).eval()
+        model = model_class_for(config)(config).eval()
     parts = dict(model.model.transformer.named_children())
     blocks = {f"blocks.{i}": block for i, block in enumerate(parts.pop("blocks"))}
     for name, module in {**parts, **blocks}.items():
         shared = "wte" if name == "ff_out" and config.weight_tying else name
-        _read_on_demand(module, {k: tensors[f"model.transformer.{shared}.{k}"] for k in module.state_dict()})
+        _read_on_demand(module, f"model.transformer.{shared}.", rename, tensors)
     ids = torch.arange(NUM_IDS)[None] * (config.vocab_size // NUM_IDS)
-    ids[:, ::4] = config.mask_token_id
+    ids[:, ::4] = mask_token_id
     return model(ids).logits
 
 
-def _read_on_demand(module: nn.Module, tensors: dict[str, StoredTensor]) -> None:
-    """Let `module` read its weights before it runs, and drop them after."""
+def _read_on_demand(
+    module: nn.Module, prefix: str, rename: Callable[[str], str], tensors: dict[str, StoredTensor]
+) -> None:
+    """Let `module`, whose tensors are called `prefix` and their key, read them before it runs, and drop them after."""
+    keys = list(module.state_dict())
 
     def read(*_: Any) -> None:
-        module.load_state_dict({key: tensor.load().float() for key, tensor in tensors.items()}, assign=True)
+        module.load_state_dict({key: _load(prefix + key, rename, tensors) for key in keys}, assign=True)
 
     def drop(*_: Any) -> None:
         module.to("meta")
 
     module.register_forward_pre_hook(read)
     module.register_forward_hook(drop)
+
+
+def _load(name: str, rename: Callable[[str], str], tensors: dict[str, StoredTensor]) -> Tensor:
+    """Read a tensor of the model in float32; a stack of experts from its parts."""
+    if not (parts := expert_parts(name)):
+        return tensors[rename(name)].load().float()
+    experts: list[Tensor] = []
+    while parts[0].format(len(experts)) in tensors:
+        experts.append(torch.cat([tensors[part.format(len(experts))].load().float() for part in parts]))
+    return torch.stack(experts)
 
 
 def _changed_in_cache(source: Path) -> list[str]:
@@ -315,16 +379,21 @@ def _changed_in_cache(source: Path) -> list[str]:
 
 
 def _different_tensors(source: Path, folder: Path) -> list[str]:
-    theirs = {llada_name(name): tensor for name, tensor in stored_tensors(source).items()}
-    ours = {llada_name(name): tensor for name, tensor in stored_tensors(folder).items()}
+    # Whichever of the two names a tensor has.
+    theirs = {name_in_memory(name): tensor for name, tensor in stored_tensors(source).items()}
+    ours = {name_in_memory(name): tensor for name, tensor in stored_tensors(folder).items()}
     problems = [f"`{name}` is in only one of the two." for name in sorted(theirs.keys() ^ ours.keys())]
     for name in sorted(theirs.keys() & ours.keys()):
         before, after = theirs[name], ours[name]
         if (before.dtype, before.shape) != (after.dtype, after.shape):
             problems.append(f"`{name}` has another type or shape.")
-        elif not torch.equal(*(tensor.load().flatten().view(torch.uint8) for tensor in (before, after))):
+        elif not _same_bytes(before, after):
             problems.append(f"`{name}` has other bytes.")
     return problems
+
+
+def _same_bytes(first: StoredTensor, second: StoredTensor) -> bool:
+    return torch.equal(*(tensor.load().flatten().view(torch.uint8) for tensor in (first, second)))
 
 
 def _not_finite(folder: Path) -> list[str]:
@@ -332,6 +401,6 @@ def _not_finite(folder: Path) -> list[str]:
 
 
 def _different_code(folder: Path) -> list[str]:
-    ours = Path(modeling.__file__).parent
-    changed = [p.name for p in sorted(folder.glob("*_llada.py")) if not filecmp.cmp(p, ours / p.name, shallow=False)]
+    files = [path for path in code_files(read_config(folder)) if (folder / path.name).is_file()]
+    changed = [path.name for path in sorted(files) if not filecmp.cmp(path, folder / path.name, shallow=False)]
     return [f"`{name}` is not this package's." for name in changed]

@@ -26,7 +26,7 @@ _WEIGHTS = {
 PUBLISHED = (
     "config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja",
-    "*_llada.py", "LICENSE*", "NOTICE*", "README.md", "training_log.jsonl", "*.png",
+    "*_*llada*.py", "LICENSE*", "NOTICE*", "README.md", "training_log.jsonl", "*.png",
 )  # fmt: skip
 
 
@@ -130,7 +130,8 @@ def push_upload(upload: Upload, private: bool = True, revision: str | None = Non
 def _check_model_folder(folder: Path, names: set[str]) -> None:
     """Raise if a part is missing without which the published folder would not load and generate."""
     needed = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-    missing = [name for name in [*needed, *(path.name for path in code_files())] if name not in names]
+    missing = [name for name in needed if name not in names]
+    missing += [path.name for path in code_files(read_config(folder)) if path.name not in names]
     if missing:
         raise ValueError(
             f"`{folder}` lacks {', '.join(missing)}; save the model and its tokenizer into it with this package, or "

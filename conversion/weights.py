@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,28 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modeling_llada.configuration_llada import read_weight_index
+from modeling_llada.llama_layout_llada import name_in_file, name_in_memory
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 2**24
-# Official name -> Llama's name; {i} is the block. Both hold the same matrix, element by element.
-NAMES = {
-    "model.transformer.wte.weight": "model.embed_tokens.weight",
-    "model.transformer.blocks.{i}.attn_norm.weight": "model.layers.{i}.input_layernorm.weight",
-    "model.transformer.blocks.{i}.q_proj.weight": "model.layers.{i}.self_attn.q_proj.weight",
-    "model.transformer.blocks.{i}.k_proj.weight": "model.layers.{i}.self_attn.k_proj.weight",
-    "model.transformer.blocks.{i}.v_proj.weight": "model.layers.{i}.self_attn.v_proj.weight",
-    "model.transformer.blocks.{i}.attn_out.weight": "model.layers.{i}.self_attn.o_proj.weight",
-    "model.transformer.blocks.{i}.ff_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
-    "model.transformer.blocks.{i}.ff_proj.weight": "model.layers.{i}.mlp.gate_proj.weight",
-    "model.transformer.blocks.{i}.up_proj.weight": "model.layers.{i}.mlp.up_proj.weight",
-    "model.transformer.blocks.{i}.ff_out.weight": "model.layers.{i}.mlp.down_proj.weight",
-    "model.transformer.ln_f.weight": "model.norm.weight",
-    "model.transformer.ff_out.weight": "lm_head.weight",
-}
-HEAD_NAME = "model.transformer.ff_out.weight"
-_TO_LLADA = {llama: official for official, llama in NAMES.items()}
-_BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -52,44 +34,8 @@ class StoredTensor:
             return file.get_tensor(self.name)
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
-def llada_name(name: str) -> str:
-    """Give a tensor its official name.
-
-    Args:
-        name: Llama's name, e.g. `model.layers.3.mlp.up_proj.weight`.
-
-    Returns:
-        The official name. Any other name (an official one, a bias, a buffer) comes back as it is.
-
-    Example:
-        >>> llada_name("model.layers.3.mlp.gate_proj.weight")
-        'model.transformer.blocks.3.ff_proj.weight'
-    """
-    return _look_up(name, _TO_LLADA)
-
-
-def llama_name(name: str) -> str:
-    """Give a tensor Llama's name: the inverse of `llada_name`, with other names as they are.
-
-    Example:
-        >>> llama_name("model.transformer.ff_out.weight")
-        'lm_head.weight'
-    """
-    return _look_up(name, NAMES)
-
-
-# What gives a tensor its name in each layout.
-LAYOUTS = {"official": llada_name, "llama": llama_name}
-
-
-def _look_up(name: str, table: dict[str, str]) -> str:
-    """Look a name up with its block's number taken out, and put the number back."""
-    block = _BLOCK.search(name)
-    renamed = table.get(_BLOCK.sub("{i}", name, count=1), name)
-    return renamed.replace("{i}", block.group()) if block else renamed
+# What gives a tensor its name in each layout of LLaDA.
+LAYOUTS: dict[str, Callable[[str], str]] = {"official": name_in_memory, "llama": name_in_file}
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -173,12 +119,6 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             }
     except SafetensorError as error:
         raise ValueError(f"`{path.name}` is cut off or not a safetensors file ({error}).") from None
-
-
-def data_size(path: Path) -> int:
-    """Count the bytes of a file's tensors; `read_header` has made sure that they are all that follows the header."""
-    with path.open("rb") as file:
-        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def copy_file(source: Path, target: Path, rename: Callable[[str], str]) -> None:

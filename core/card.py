@@ -35,12 +35,17 @@ PLACEHOLDERS = ("generated_from_trainer", "[More Information Needed]")
 OPTIONS_SHOWN = (
     "sequence_length", "max_length", "random_length_probability", "attention_annealing_steps", "turns", "eos_fill",
     "packing", "loss_normalization", "noise_eps", "exact_count", "low_discrepancy", "num_noise_samples",
-    "complementary_masks", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
-    "num_train_epochs", "max_steps", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "decay_steps",
-    "decay_type", "min_lr_ratio", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "bf16", "fp16", "seed",
+    "complementary_masks", "objective", "levels", "prompt_mask_rate", "block_length", "threshold", "fallback",
+    "denoising_steps", "max_completion_length", "temperature", "num_generations", "num_iterations", "epsilon",
+    "beta", "loss_type", "loss_weights", "desirable_weight", "undesirable_weight",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "num_train_epochs", "max_steps",
+    "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "decay_steps", "decay_type", "min_lr_ratio",
+    "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "bf16", "fp16", "seed",
 )  # fmt: skip
 ADAPTER_OPTIONS_SHOWN = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules")
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
+# Columns of training data that hold token ids, of the row or of its parts.
+TOKEN_COLUMNS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids", "completion_ids")
 # What stands in the usage example of an adapter whose model has no name.
 UNNAMED_BASE = "path/to/the/base/model"
 # Rows whose tokens are counted at once.
@@ -64,7 +69,7 @@ _PLACE = re.compile(
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 # What a trainer's evaluation logs beside its results.
 _SPEEDS = re.compile(r"epoch|step|.*_(runtime|per_second)")
-_LOGGED = re.compile(r"(eval_(\w+_)?)?(loss|masked_accuracy)")
+_LOGGED = re.compile(r"(eval_(\w+_)?)?(loss|masked_accuracy|rewards/(accuracies|margins))")
 
 Names = Union[str, Sequence[str], None]
 
@@ -617,8 +622,8 @@ def write_card(
         compute=_describe_machine(args),
         loss_curve="loss_curve.png" if (folder / "loss_curve.png").is_file() else None,
         evaluation=_last_results(trainer.state.log_history),
-        evaluation_method="The last values that the trainer logged: losses are those of the diffusion objective, in "
-        "nats per token; `masked_accuracy` is the share of masked tokens guessed right. `eval_` marks held-out data.",
+        evaluation_method=f"The last values that the trainer logged: losses are {trainer.loss_description}; "
+        "`masked_accuracy` is the share of masked tokens guessed right. `eval_` marks held-out data.",
     )
     path = folder / CARD_NAME
     path.write_text(str(card), encoding="utf-8")
@@ -661,17 +666,19 @@ def _describe_data(trainer: Any) -> str:
 
 def _describe_part(title: str, rows: Any, sources: Optional[list[str]]) -> str:
     facts = [*(f"`{_public_name(name)}`" for name in sources or []), f"{len(rows):,} rows"]
-    if hasattr(rows, "with_format"):  # a `datasets.Dataset`
-        facts.append(f"{_count_tokens(rows):,} tokens")
+    # A `datasets.Dataset`, tokenised
+    columns = [name for name in TOKEN_COLUMNS if name in rows.column_names] if hasattr(rows, "with_format") else []
+    if columns:
+        facts.append(f"{sum(_count_tokens(rows, column) for column in columns):,} tokens")
     return f"- {title}: {', '.join(facts)}."
 
 
-def _count_tokens(rows: Any) -> int:
-    """Tokens of all rows; a packed row is a list of documents."""
+def _count_tokens(rows: Any, column: str) -> int:
+    """Tokens of all rows under `column`; a packed row is a list of documents."""
     from pyarrow.compute import list_flatten
 
     tables = rows.with_format("arrow").iter(COUNT_BATCH)
-    return sum(len(list_flatten(table["input_ids"], recursive=True)) for table in tables)
+    return sum(len(list_flatten(table[column], recursive=True)) for table in tables)
 
 
 def _options_shown(args: Any) -> dict[str, str]:

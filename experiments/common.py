@@ -130,11 +130,12 @@ def fit(
     options: FitOptions,
     measure_at: Collection[int] = (),
     measure: Callable[[int], None] = lambda step: None,
+    num_given: int = 1,
 ) -> list[float]:
     """Train in place by transformers' `Trainer`, in bfloat16 autocast; a LLaDA by `LLaDAPretrainingTrainer`.
 
-    LLaDA masks exact counts (Eq. 6) and spreads the noise levels of a step evenly. The first token of a row is given:
-    it is never masked, and never predicted. Every pass through the rows has another order, which depends on the seed
+    LLaDA masks exact counts (Eq. 6) and spreads the noise levels of a step evenly. The first tokens of a row are given:
+    they are never masked, and never predicted. Every pass through the rows has another order, which depends on the seed
     alone, so that both kinds of model see the same.
 
     Args:
@@ -146,11 +147,13 @@ def fit(
         options: of the optimiser.
         measure_at: numbers of finished steps after which the model is measured.
         measure: called with that number; the model is in evaluation mode.
+        num_given: tokens at the start of a row that are given, at least 1.
 
     Returns:
         The mean losses, nats per token, of `NUM_LOGS` equal parts of the training, fewer if it is shorter.
     """
-    dataset = [{"input_ids": row, "labels": [IGNORED, *row[1:]], "example_id": n} for n, row in enumerate(rows)]
+    given = [IGNORED] * num_given
+    dataset = [{"input_ids": row, "labels": given + row[num_given:], "example_id": n} for n, row in enumerate(rows)]
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -163,7 +166,7 @@ def fit(
             "logging_steps": max(1, num_steps // NUM_LOGS), "report_to": "none", "disable_tqdm": True,
         }  # fmt: skip
         common = {
-            "train_dataset": dataset, "optimizers": (optimizer, schedule), "callbacks": [_Measure(measure_at, measure)]
+            "train_dataset": dataset, "optimizers": (optimizer, schedule), "callbacks": [Measure(measure_at, measure)]
         }  # fmt: skip
         trainer: Trainer
         if is_diffusion(model):
@@ -177,8 +180,8 @@ def fit(
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-class _Measure(TrainerCallback):
-    """Calls a function after some steps."""
+class Measure(TrainerCallback):
+    """Calls a function after some steps, with their number; the model is in evaluation mode."""
 
     def __init__(self, steps: Collection[int], measure: Callable[[int], None]):
         self.steps, self.measure = steps, measure

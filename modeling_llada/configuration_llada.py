@@ -126,6 +126,12 @@ FIELD_TYPES: dict[str, str] = {
 }
 
 
+# LLaDA and LLaDA-MoE, and iLLaDA.
+MODEL_TYPES = ("llada", "illada")
+# Configs of other architectures that share LLaDA's model type or code, by the name in `architectures`.
+RELATIVES: dict[str, type["LLaDAConfig"]] = {}
+
+
 class LLaDAConfig(PretrainedConfig):
     """Sizes, token ids and switches of a LLaDA model.
 
@@ -170,6 +176,10 @@ class LLaDAConfig(PretrainedConfig):
     model_type = "llada"
     # Saving copies this file beside the config.
     _auto_class = "AutoConfig"
+    code_map = AUTO_MAP
+    field_types = FIELD_TYPES
+    supported_values = SUPPORTED_VALUES
+    dictionary_names = DICTIONARY_NAMES
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = {
         "hidden_size": "d_model",
@@ -252,11 +262,13 @@ class LLaDAConfig(PretrainedConfig):
         kwargs.pop("auto_map", None)
         self._check_fields()
         self._check_names(kwargs)
+        # transformers 5 would read `rope_scaling` first, whatever it is.
+        self._refuse_variants(kwargs)
         # transformers 4 sets this to True when it is not passed, and the attribute map would carry it to ours.
         kwargs.setdefault("tie_word_embeddings", weight_tying)
         super().__init__(eos_token_id=eos_token_id, pad_token_id=pad_token_id, **kwargs)
         # TRL looks for this on the instance.
-        self.auto_map = dict(AUTO_MAP)
+        self.auto_map = dict(self.code_map)
         self._check_fields()
         self._refuse_unsupported()
         self._fill_in_sizes()
@@ -287,6 +299,15 @@ class LLaDAConfig(PretrainedConfig):
         return fields, unused
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make the config of what the fields describe; `architectures` decides, for relatives share the model type."""
+        names = config_dict.get("architectures")
+        for name in names if isinstance(names, list) and cls is LLaDAConfig else ():
+            if name in RELATIVES:
+                return RELATIVES[name].from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
         # transformers has its own error, an OSError, for what is not JSON.
         try:
@@ -299,15 +320,15 @@ class LLaDAConfig(PretrainedConfig):
         """All fields, under the official names and those of `DICTIONARY_NAMES`."""
         # PEFT reads this right before it looks for the layers of an adapter that names none.
         _add_to_tables_of_peft()
-        return {**super().to_dict(), **{name: getattr(self, name) for name in DICTIONARY_NAMES}}
+        return {**super().to_dict(), **{name: getattr(self, name) for name in self.dictionary_names}}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What `config.json` holds: the fields under the official names only."""
-        return {name: value for name, value in super().to_diff_dict().items() if name not in DICTIONARY_NAMES}
+        return {name: value for name, value in super().to_diff_dict().items() if name not in self.dictionary_names}
 
     def _check_fields(self) -> None:
         """Refuse a field of a wrong type or range; fields that are not set yet are left out."""
-        for name, expected in FIELD_TYPES.items():
+        for name, expected in self.field_types.items():
             value = getattr(self, name, None)
             if hasattr(self, name) and not _CHECKS[expected](value):
                 raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
@@ -329,10 +350,14 @@ class LLaDAConfig(PretrainedConfig):
         if "LLaDAMoEModelLM" in architectures or getattr(self, "num_experts", None):
             raise ValueError(
                 "This is a LLaDA-MoE checkpoint (`LLaDAMoEModelLM`), a mixture of experts that shares LLaDA's "
-                '`model_type` "llada" but is another architecture; only the dense LLaDA models are supported.'
+                '`model_type` "llada" but is another architecture; load it with the class `LLaDAMoEModelLM`.'
             )
-        for name, supported in SUPPORTED_VALUES.items():
-            value = getattr(self, name, supported[0])
+        self._refuse_variants({})
+
+    def _refuse_variants(self, given: dict[str, Any]) -> None:
+        """Refuse a switch, in `given` or else set already, whose value this model does not compute."""
+        for name, supported in self.supported_values.items():
+            value = given.get(name, getattr(self, name, supported[0]))
             if value not in supported:
                 raise ValueError(
                     f"`{name}` must be {' or '.join(repr(v) for v in supported)}, got {value!r}: this model does not "
@@ -390,7 +415,7 @@ class LLaDAConfig(PretrainedConfig):
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `config.json` with the full `auto_map`, whatever class was saved or loaded last."""
-        self.auto_map = dict(AUTO_MAP)
+        self.auto_map = dict(self.code_map)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
@@ -446,4 +471,5 @@ def _add_to_tables_of_peft() -> None:
     for name, table in list(vars(constants).items()) if constants is not None else []:
         if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING") and "llama" in table:
             layers = [] if "FEEDFORWARD" in name else list(dict.fromkeys(LLAMA_LAYERS[one] for one in table["llama"]))
-            table.setdefault(LLaDAConfig.model_type, layers)
+            for model_type in MODEL_TYPES:
+                table.setdefault(model_type, layers)

@@ -6,7 +6,7 @@ shown, for every masked position, the part of the canvas that it is about: in or
 Shape legend: R rows that take part in the next pass, P positions of the canvas, K positions scored, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
 import torch
@@ -28,6 +28,7 @@ from transformers.generation import (
 
 from .canvas_llada import Canvas
 from .generation_config_llada import LLaDAGenerationConfig
+from .unmasking_llada import process
 
 # Options that change the logits of masked positions.
 CONSTRAINTS = (
@@ -44,14 +45,17 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 
 
 class Constraints:
-    """The options in `CONSTRAINTS` that are set, applied in transformers' order.
+    """The options in `CONSTRAINTS` that are set, applied in transformers' order, and then the caller's processors.
 
     Args:
         config: checked options.
         device: where the logits are.
+        processors: the caller's; each maps (ids [num_scored, seq], logits) to logits, see `process`.
     """
 
-    def __init__(self, config: LLaDAGenerationConfig, device: torch.device):
+    def __init__(self, config: LLaDAGenerationConfig, device: torch.device, processors: Iterable[Processor] = ()):
+        self.is_set = any(getattr(config, name) for name in CONSTRAINTS)
+        self.processors = list(processors)
         self.mask_token_id = config.mask_token_id
         self.num_without_end = config.min_new_tokens or 0
         self.ngram_size = config.no_repeat_ngram_size or 0
@@ -71,7 +75,7 @@ class Constraints:
         self.no_end = ban(eos_ids if self.num_without_end else None)
 
     def __call__(self, canvas: Canvas, is_masked: Tensor, start: int, logits: Tensor) -> Tensor:
-        """Apply the options to the logits of a block's masked positions.
+        """Change the logits of a block's masked positions.
 
         Args:
             canvas: its active rows give the context.
@@ -80,8 +84,19 @@ class Constraints:
             logits: [num_scored, vocab].
 
         Returns:
-            [num_scored, vocab]; the mask token's logits are as they were, but for the range of numbers.
+            [num_scored, vocab].
+
+        Raises:
+            ValueError: as `process`.
         """
+        if self.is_set:
+            logits = self._apply_options(canvas, is_masked, start, logits)
+        if self.processors:
+            logits = process(self.processors, canvas.ids[canvas.rows][is_masked.nonzero()[:, 0]], logits)
+        return logits
+
+    def _apply_options(self, canvas: Canvas, is_masked: Tensor, start: int, logits: Tensor) -> Tensor:
+        """Apply the options; the mask token's logits stay as they were."""
         of_mask = logits[:, self.mask_token_id].clone()
         text, positions, prompt_lengths = in_order(canvas, is_masked, start)
         for processor, num_left, num_right in self.words:

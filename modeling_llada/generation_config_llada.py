@@ -3,12 +3,14 @@
 import copy
 import difflib
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 from transformers import CompileConfig, GenerationConfig
 from transformers.utils import logging
 
+from .configuration_llada import read_json_object, read_weight_index
 from .unmasking_llada import COMMIT_RULES, CommitRule
 
 logger = logging.get_logger(__name__)
@@ -75,6 +77,10 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
     "entropy_bound": (None, "float", "None or at least 0",
         "parallel rule: commit the largest n whose entropies sum, without the largest, to at most this many nats, "
         "such as 0.1"),
+    "fallback": ("confident", "str", ("confident", "leftmost"),
+        "what a pass commits where the parallel rule allows fewer tokens than it must commit: `confident` takes the "
+        "most confident ones, `leftmost` the first masked ones of the block. Without a parallel rule, `leftmost` "
+        "decodes from left to right"),
     "remask_rate": (0.0, "float", "in [0, 1)",
         "self-correction: after every step of a block but its last, this share of the block's earlier committed tokens "
         "is masked again, the least confident first. In [0, 1). With it, `steps=None` is one step per token. Not exact "
@@ -198,6 +204,13 @@ NEUTRAL = {
     "min_length": 0,
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
+    # Options, for which transformers 4 fills these in.
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
 }
 
 
@@ -312,8 +325,8 @@ class LLaDAGenerationConfig(GenerationConfig):
         """The parallel rule, or the plain schedule."""
         for name, rule in COMMIT_RULES.items():
             if getattr(self, name) is not None:
-                return rule(getattr(self, name))
-        return CommitRule()
+                return rule(getattr(self, name), self.fallback)
+        return CommitRule(fallback=self.fallback)
 
     def updated(self, **options: Any) -> "LLaDAGenerationConfig":
         """A checked copy with some options replaced.
@@ -432,7 +445,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"Unknown generation option `{name}`; {hint}")
         if target in resolved:
             raise ValueError(f"`{name}` and `{target}` are the same option; pass one of them.")
-        resolved[target] = value
+        resolved[target] = DEFAULTS[target] if is_neutral else value
     if resolved.get("temperature", 0.0) is None:
         # An empty temperature is the default, see `to_diff_dict`.
         resolved["temperature"] = DEFAULTS["temperature"]
@@ -490,7 +503,7 @@ def warn_of_unused(config: GenerationConfig) -> None:
     unused = [
         name
         for name, value in vars(config).items()
-        if not (name in known or name[0] == "_" or value is False)
+        if not (name in known or name[:1] == "_" or value is False)
         and value not in (getattr(plain, name, None), NEUTRAL.get(name))
     ]
     if unused:
@@ -498,3 +511,41 @@ def warn_of_unused(config: GenerationConfig) -> None:
             "These options of the generation config have no meaning for masked diffusion and are not used: "
             f"{', '.join(sorted(unused))}."
         )
+
+
+def check_files(folder: Any) -> None:
+    """Read the files beside the weights that transformers does not check.
+
+    Args:
+        folder: where they lie; those that are not there are not needed.
+
+    Raises:
+        ValueError: for a generation config or an index of weights that is damaged, naming it.
+    """
+    for name, read in READERS.items():
+        file = os.path.join(folder, name)
+        # Where all weights lie in one file, no index is read.
+        is_read = not (name.endswith(".index.json") and os.path.isfile(file.removesuffix(".index.json")))
+        if is_read and os.path.isfile(file):
+            read(file)
+
+
+def _read_generation_config(file: str) -> None:
+    fields = read_json_object(file)
+    try:
+        try:
+            LLaDAGenerationConfig.from_generation_config(GenerationConfig.from_dict(fields))
+        except TypeError:  # transformers compares values without a look at their types; this names the option
+            LLaDAGenerationConfig().updated(**{name: fields[name] for name in fields if name in DEFAULTS})
+            raise
+    except (ValueError, TypeError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"`{file}` sets what cannot be read ({reason}); correct the file, or delete it.") from None
+
+
+# What reads the files beside the weights.
+READERS = {
+    "generation_config.json": _read_generation_config,
+    "model.safetensors.index.json": read_weight_index,
+    "pytorch_model.bin.index.json": read_weight_index,
+}

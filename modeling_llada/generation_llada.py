@@ -28,7 +28,6 @@ from .unmasking_llada import (
     Proposer,
     broken_logits,
     guide,
-    process,
     schedule_share,
 )
 
@@ -221,31 +220,20 @@ class LLaDAGenerationMixin(GenerationMixin):
         # 3. Make the parts once.
         proposer, rule = make_proposer(self.proposer_class, config), config.commit_rule
         windows = None if config.cache == "none" else self._windows(canvas, config)
-        constraints = None
-        if any(getattr(config, name) for name in CONSTRAINTS):
-            constraints = Constraints(config, canvas.ids.device)
-        processors = LogitsProcessorList(logits_processor or ())
-        criteria = StoppingCriteriaList(stopping_criteria or ())
-        reporter = None
-        if streamer is not None or config.output_history:
-            reporter = Reporter(canvas, streamer, config.output_history)
+        is_constrained = logits_processor or any(getattr(config, name) for name in CONSTRAINTS)
+        constraints = Constraints(config, canvas.ids.device, logits_processor or ()) if is_constrained else None
+        is_watched = streamer is not None or config.output_history
+        reporter = Reporter(canvas, streamer, config.output_history) if is_watched else None
         eos_ids = torch.tensor(config.eos_token_ids, device=canvas.ids.device) if config.stop_at_eos else None
         deadline = None if config.max_time is None else time.monotonic() + config.max_time
         for start, end, num_steps in blocks:
             step, is_masked = 0, canvas.start_block(start, end)
             while len(is_masked):
                 # 4. Share the masks over the steps that are left; without `steps`, every pass commits at least one.
-                at_least: Union[int, Tensor] = 1
-                steps_left = None
-                if num_steps is not None:
-                    steps_left = (num_steps if isinstance(num_steps, int) else num_steps[canvas.rows]) - step
-                    at_least = schedule_share(is_masked.sum(-1), steps_left)
+                steps_left = None if num_steps is None else canvas.steps_left(num_steps, step)
+                at_least = 1 if steps_left is None else schedule_share(is_masked.sum(-1), steps_left)
                 # 5. Run the model.
-                logits = self._score(canvas, config, windows, is_masked, step, start, end)
-                if constraints is not None:
-                    logits = constraints(canvas, is_masked, start, logits)
-                if processors:
-                    logits = process(processors, canvas.ids[canvas.rows][is_masked.nonzero()[:, 0]], logits)
+                logits = self._score(canvas, config, windows, constraints, is_masked, step, start, end)
                 if reporter is not None and reporter.takes_logits:
                     reporter.keep_logits(logits, is_masked, start)
                 # 6. Choose candidates, commit the most confident ones, mask again what is doubted.
@@ -269,21 +257,18 @@ class LLaDAGenerationMixin(GenerationMixin):
                 if deadline is not None and time.monotonic() >= deadline:
                     canvas.stop_at_masks(is_masked, step, config.pad_token_id)
                     break
-            if config.stop_strings and tokenizer is not None:
-                stop_at_texts(canvas, start, end, config, tokenizer)
-            if criteria:
-                canvas.stop_rows(criteria, end, config.pad_token_id)
+            if stopping_criteria or config.stop_strings:
+                stop_rows(canvas, start, end, config, stopping_criteria, tokenizer)
             if reporter is not None:
                 reporter.block_done(end)
             if not canvas.is_alive.any():
                 break
         # 8. Return the canvas up to the end of its longest row.
-        longest = int(canvas.ends.max())
-        history = None if reporter is None else reporter.all_done(longest)
+        sequences = canvas.ids[:, : int(canvas.ends.max())]
+        history = None if reporter is None else reporter.all_done(sequences.shape[1])
         if not config.return_dict_in_generate:
-            return canvas.ids[:, :longest]
-        tokens_per_forward = canvas.num_committed / canvas.num_passes
-        return LLaDAGenerationOutput(canvas.ids[:, :longest], canvas.num_passes, tokens_per_forward, history)
+            return sequences
+        return LLaDAGenerationOutput(sequences, canvas.num_passes, canvas.num_committed / canvas.num_passes, history)
 
     def _windows(self, canvas: Canvas, config: LLaDAGenerationConfig) -> WindowPolicy:
         """What decides which columns a pass computes."""
@@ -356,12 +341,13 @@ class LLaDAGenerationMixin(GenerationMixin):
         canvas: "Canvas",
         config: LLaDAGenerationConfig,
         windows: Optional[WindowPolicy],
+        constraints: Optional[Constraints],
         is_masked: Tensor,
         step: int,
         start: int,
         end: int,
     ) -> Tensor:
-        """Logits of the block's masked positions, guided; [num_scored, vocab]."""
+        """Logits of the block's masked positions, guided and constrained; [num_scored, vocab]."""
         rows, num_columns = canvas.rows, canvas.ids.shape[1]
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
@@ -391,7 +377,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         if config.cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, config.cfg_scale)
-        return logits
+        return logits if constraints is None else constraints(canvas, is_masked, start, logits)
 
 
 class CompiledCall:
@@ -425,23 +411,33 @@ def make_proposer(proposer_class: type[Proposer], config: LLaDAGenerationConfig)
     )
 
 
-def stop_at_texts(canvas: Canvas, start: int, end: int, config: LLaDAGenerationConfig, tokenizer: Any) -> None:
-    """Finish the rows whose answer, up to the end of a block, holds a stop string.
+def stop_rows(
+    canvas: Canvas,
+    start: int,
+    end: int,
+    config: LLaDAGenerationConfig,
+    criteria: Optional[StoppingCriteriaList],
+    tokenizer: Optional[Any],
+) -> None:
+    """Finish the rows whose answer, up to the end of a block, holds a stop string, or for which a criterion is true.
 
     Args:
         canvas: its rows may have ended in the block, after the string.
         start, end: columns of the block.
         config: gives the strings, and the padding.
-        tokenizer: the model's.
+        criteria: called as (ids up to the block's end [active rows, length], None).
+        tokenizer: the model's; None looks for no strings.
     """
     first = canvas.answer_start
-    for row, row_end in enumerate(canvas.ends.tolist()):
-        if row_end > start:
+    for row, row_end in enumerate(canvas.ends.tolist() if tokenizer is not None else ()):
+        if config.stop_strings and row_end > start:
             answer = canvas.ids[row, first : min(end, row_end)].tolist()
             num_tokens = cut_at_texts(answer, start - first, config.stop_strings, tokenizer)
             if num_tokens is not None:
                 ends = torch.tensor([first + num_tokens], device=canvas.ids.device)
                 canvas.finish(torch.tensor([row], device=canvas.ids.device), ends, config.pad_token_id)
+    if criteria:
+        canvas.stop_rows(StoppingCriteriaList(criteria), end, config.pad_token_id)
 
 
 def choose(

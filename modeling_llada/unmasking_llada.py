@@ -317,13 +317,19 @@ def most_confident(confidence: Tensor, counts: Tensor) -> Tensor:
 class CommitRule:
     """How many of the most confident tokens a pass commits beyond the schedule's share; none of them here.
 
-    A rule only counts: the tokens are always the most confident ones, and at least the schedule's share (or one).
+    A rule only counts the most confident tokens that it allows. The schedule's share (or one) is committed at least;
+    what the rule does not allow of it is chosen by the fallback.
 
     Attributes:
         value: the rule's parameter.
+        fallback: one of `FALLBACKS`: `confident` fills the share up with the next most confident tokens, `leftmost`
+            with the first masked ones.
+
+    Source: `leftmost` is the rollout rule of ForkGRPO; without a parallel rule it decodes from left to right.
     """
 
     value: float = 0.0
+    fallback: str = "confident"
     # Whether `is_allowed` reads the entropies.
     needs_entropy = False
 
@@ -341,6 +347,13 @@ class CommitRule:
         ranked, order = confidence.sort(dim=-1, descending=True, stable=True)
         counts = at_least if isinstance(at_least, int) else at_least[:, None]
         is_allowed = self.is_allowed(ranked, None if entropies is None else entropies.gather(-1, order))
+        if self.fallback == "leftmost":
+            is_masked = confidence > -torch.inf
+            if is_allowed is None:
+                is_allowed = torch.zeros_like(is_masked)
+            is_allowed = torch.zeros_like(is_masked).scatter(-1, order, is_allowed) & is_masked
+            is_left = is_masked & ~is_allowed
+            return is_allowed | is_left & (is_left.cumsum(-1) <= counts - is_allowed.sum(-1, keepdim=True))
         if is_allowed is not None:
             # Every rule holds for a prefix of the ranking.
             counts = (is_allowed & (ranked > -torch.inf)).sum(-1, keepdim=True).clamp(min=counts)
@@ -415,6 +428,8 @@ def _ranks(ranked: Tensor) -> Tensor:
     return torch.arange(1, ranked.shape[-1] + 1, device=ranked.device)
 
 
+# Who is committed where the parallel rule allows fewer than the schedule's share.
+FALLBACKS = ("confident", "leftmost")
 # The option of each parallel rule.
 COMMIT_RULES: dict[str, type[CommitRule]] = {
     "threshold": Threshold,

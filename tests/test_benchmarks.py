@@ -1,6 +1,8 @@
 """The benchmarks run with tiny sizes, and their JSON holds what the documents quote."""
 
+import copy
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modeling_llada import LLaDAModelLM
 from tests.helpers import REFERENCE, run_script
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -83,7 +86,10 @@ def test_with_a_temperature_no_row_claims_equal_tokens(tmp_path) -> None:
         (["peak_memory", "--tokens", "64"], "`--tokens` must exceed 2 blocks (64), got 64"),
         (["head_and_loss", "--shares", "1,0"], "`--shares` must lie in (0, 1], got [1.0, 0.0]"),
         (["gradient_variance", "--pairs", "1"], "`--pairs` must be at least 2 for a standard error, got 1"),
-        (["steps_quality", "--groups", "rules,cashes"], "takes rules, measures, remasking, caches, got cashes"),
+        (
+            ["steps_quality", "--groups", "rules,cashes"],
+            "takes rules, measures, remasking, fallback, caches, got cashes",
+        ),
     ],
     ids=" ".join,
 )
@@ -188,6 +194,21 @@ def test_the_memory_of_head_and_loss_follows_the_masked_positions(tmp_path) -> N
     assert "| masked ones" in printed
 
 
+# --- preference_memory.py --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_preference_step_does_not_grow_with_the_levels_and_its_gradient_is_the_same(tmp_path) -> None:
+    sizes = ["--levels", "1,8", "--pairs", "2", "--tokens", "128", "--d-model", "64", "--layers", "4", "--heads", "2"]
+    sizes += ["--mlp", "128", "--vocab", "2048", "--threads", "1"]
+    result, printed = result_of("preference_memory.py", tmp_path / "r.json", *sizes)
+    rows = {(row["way"], row["levels"]): row for row in result["results"]}
+    kept, again = rows["all activations", 8], rows["level by level", 8]
+    assert again["added_mib"] < 1.5 * rows["level by level", 1]["added_mib"] < kept["added_mib"]
+    assert again["gradient_norm"] == pytest.approx(kept["gradient_norm"], rel=1e-6)
+    assert "level by level" in printed
+
+
 # --- gradient_variance.py --------------------------------------------------------------------------------------------
 
 
@@ -226,7 +247,7 @@ def test_the_quality_benchmark_measures_every_way_to_decode_and_draws_a_plot(tmp
     result, printed = result_of("steps_quality.py", tmp_path / "r.json", *arguments)
     rows = result["results"]
     assert rows[0]["label"] == "one token per pass"
-    assert {row["group"] for row in rows} == {"rules", "measures", "remasking", "caches"}
+    assert {row["group"] for row in rows} == {"rules", "measures", "remasking", "fallback", "caches"}
     rules = {"schedule", "threshold", "factor", "frechet", "entropy_bound"}
     assert rules == {row["line"] for row in rows if row["group"] == "rules"}
     numbers = {"mean", "standard_error", "difference", "difference_standard_error"}
@@ -328,3 +349,83 @@ def test_passages_are_whole_sentences_without_the_heading(load, monkeypatch) -> 
     monkeypatch.setattr(script, "MAX_CHARACTERS", 20)
     chapter = "Mark 2\n\nHe sat down. He rose. They all followed him to the house. Be so."
     assert script.passages(chapter) == ["He sat down."]
+
+
+# --- compare_llama_cpp.py --------------------------------------------------------------------------------------------
+
+
+def test_the_plain_loop_that_drives_llama_cpp_answers_as_generate_does(load) -> None:
+    script = load("compare_llama_cpp")
+    model = LLaDAModelLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    prompt = torch.randint(10, 400, (1, 9), generator=torch.Generator().manual_seed(0))
+    answer = script.unmask_greedily(model, prompt, 8)
+    assert answer.shape == (1, 17) and (answer != model.config.mask_token_id).all()
+    assert torch.equal(answer, script.generate(model, prompt, 8))
+
+
+def test_logits_are_compared_over_prompt_and_masks(load) -> None:
+    script = load("compare_llama_cpp")
+    model = LLaDAModelLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    prompt = torch.tensor([[7, 11, 13]])
+    same = script.compare_logits(model, model, prompt, num_masks=2)
+    assert (same["largest_difference"], same["same_best_token"]) == (0.0, 1.0)
+    # One of five positions has another best token, and a logit that is 9 higher than the best.
+    best = model(torch.tensor([[7, 11, 13, 488, 488]])).logits.max().item()
+    other = copy.deepcopy(model)
+
+    def raise_one(_module: Any, _inputs: Any, output: Any) -> None:
+        output.logits[0, 1, 3] = best + 9
+
+    other.register_forward_hook(raise_one)
+    gap = script.compare_logits(model, other, prompt, num_masks=2)
+    assert gap["same_best_token"] == 0.8 and gap["largest_difference"] >= 9
+
+
+def test_without_llama_cpp_the_script_says_how_to_install_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    done = run("compare_llama_cpp.py")
+    assert done.returncode == 1
+    assert "llama-cpp-python is not installed: pip install llama-cpp-python" in done.stderr
+
+
+@pytest.mark.slow
+def test_llama_cpp_reads_our_file_as_we_do(tmp_path) -> None:
+    pytest.importorskip("llama_cpp")
+    sizes = ["--weights", "f32", "--length", "8", "--texts", "8", "--runs", "1"]
+    (row,) = result_of("compare_llama_cpp.py", tmp_path / "r.json", *sizes)[0]["results"]
+    assert row["same_tokens"] == row["texts"] == 13
+    assert row["same_answer"] is True and row["same_best_token"] == 1.0
+    assert row["largest_difference"] < 1e-4
+
+
+# --- experts_speed.py ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.newest_only
+def test_every_way_to_run_experts_gives_the_same_result(tmp_path) -> None:
+    sizes = ["--width", "32", "--hidden", "16", "--tokens", "8", "--runs", "1", "--threads", "1"]
+    result, printed = result_of("experts_speed.py", tmp_path / "r.json", *sizes)
+    assert [row["experts"] for row in result["results"]] == 2 * ["eager", "grouped_mm", "batched_mm"]
+    assert all(row["largest_difference"] < 1e-5 and row["ms"] > 0 for row in result["results"])
+    assert "| forward and backward |" in printed
+
+
+# --- quantization.py -------------------------------------------------------------------------------------------------
+
+
+def test_float32_is_what_quantised_models_are_compared_with(tmp_path) -> None:
+    arguments = ["--model", str(CHECKPOINT), "--schemes", "float32,bfloat16", "--texts", "3", "--length", "4"]
+    result, printed = result_of("quantization.py", tmp_path / "r.json", *arguments)
+    exact, half = result["results"]
+    assert (exact["same_best_token"], exact["mean_kl"], exact["same_greedy_tokens"]) == (1.0, 0.0, 1.0)
+    assert 0 < half["mean_kl"] < 0.01 and half["megabytes"] <= exact["megabytes"]
+    assert exact["bound"] == pytest.approx(half["bound"], abs=0.1)
+    assert "| bfloat16 |" in printed
+
+
+def test_an_unknown_scheme_and_a_missing_package_are_named(monkeypatch) -> None:
+    done = run("quantization.py", "--model", str(CHECKPOINT), "--schemes", "int3", "--texts", "1", "--length", "1")
+    assert done.returncode == 1 and "`--schemes` must be a list of float32, bfloat16," in done.stderr
+    if importlib.util.find_spec("torchao") is None:
+        done = run("quantization.py", "--model", str(CHECKPOINT), "--schemes", "int8-weights", "--texts", "1")
+        assert done.returncode == 1 and "`int8-weights` needs torchao: pip install torchao" in done.stderr

@@ -39,6 +39,7 @@ DOCUMENTS = (
     "docs/architecture.md",
     "docs/generation.md",
     "docs/training.md",
+    "docs/post-training.md",
     "docs/conversion.md",
     "docs/decoding.md",
     "docs/evaluation.md",
@@ -103,6 +104,16 @@ def test_the_command_lines_of_the_readme_run(folder) -> None:
     output = run("bash", "-e", "-c", "\n".join(commands), folder=folder)
     assert '"forward_passes"' in output
     for name in ("my-sft", "my-text"):
+        assert (folder / "runs" / name / "loss_curve.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.newest_only
+def test_the_command_lines_of_post_training_run(folder) -> None:
+    commands = blocks("docs/post-training.md", "bash")
+    assert commands
+    run("bash", "-e", "-c", "\n".join(commands), folder=folder)
+    for name in ("my-dpo", "my-grpo"):
         assert (folder / "runs" / name / "loss_curve.png").exists()
 
 
@@ -247,7 +258,8 @@ def defined_names() -> set[str]:
 def test_every_function_and_class_that_a_document_names_exists(document, defined_names) -> None:
     text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"`([\w.]+)\(\)`", text)) | set(re.findall(r"`(LLaDA\w+)`", text)) - {"LLaDAMoEModelLM"}
-    assert named - defined_names - {"post_init"} == set()
+    # Names of transformers and of PEFT.
+    assert named - defined_names - {"post_init", "LoraConfig"} == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

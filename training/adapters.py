@@ -11,8 +11,10 @@ from llada_core.loading import load_model
 
 from .diffusion_trainer import SAVE_DTYPES, option
 
-# Linear layers of a block, in the order of the forward pass.
+# Linear layers of a block, in the order of the forward pass. LLaDA-MoE has them all in dense layers, and those of
+# attention in every layer.
 BLOCK_LAYERS = ("q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out")
+SHARED_EXPERT = r"shared_expert\.(gate_proj|up_proj|down_proj)"
 HEAD = "model.transformer.ff_out"
 
 
@@ -24,7 +26,9 @@ def target_modules(layers: tuple[str, ...] | list[str] = BLOCK_LAYERS) -> str:
     return rf".*\.blocks\.\d+\.({'|'.join(layers)})"
 
 
-LORA_TARGET_MODULES = target_modules()
+# All layers that every token passes through. Experts get no adapter: each sees a few tokens, and transformers 5 holds
+# their matrices in one stack (PEFT's `target_parameters` reaches it).
+LORA_TARGET_MODULES = target_modules((*BLOCK_LAYERS, SHARED_EXPERT))
 
 
 def complete_adapter(config: Any) -> None:

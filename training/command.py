@@ -8,15 +8,18 @@ from typing import Any, Optional
 import torch
 import yaml
 from transformers import TrainerCallback, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import TrlParser
 
 from llada_core import loading
-from llada_core.tokenization import BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, missing_tokens, prepare_tokenizer
+from llada_core.tokenization import missing_tokens, prepare_tokenizer, save_tokenizer, special_tokens
 
+from .adapters import AdapterOptions, merge_adapter
 from .checkpoints import checkpoint_to_resume, last_checkpoint
 from .plots import plot_loss_curve
 
 LOSS_CURVE = "loss_curve.png"
+ADAPTER_FOLDER = "adapter"
 
 
 def parse_options(args: list[str], classes: list[Any], command: str, description: str) -> tuple[Any, ...]:
@@ -47,8 +50,35 @@ def parse_options(args: list[str], classes: list[Any], command: str, description
     return tuple(configs)
 
 
+def parse_with_adapter(
+    args: list[str], config_class: Any, command: str, description: str, further: tuple[Any, ...] = ()
+) -> tuple[Any, ...]:
+    """Read the options of a training that starts from a model, and those of its adapter.
+
+    Args:
+        args, command, description: as in `parse_options`.
+        config_class: class of the options.
+        further: classes of further options.
+
+    Returns:
+        The options, those of the adapter, and the further ones.
+
+    Raises:
+        ValueError: as `parse_options`, without a model, and for publishing an adapter.
+    """
+    config, adapter, *others = parse_options(args, [config_class, AdapterOptions, *further], command, description)
+    if config.model is None:
+        raise ValueError("`model` must name a LLaDA checkpoint (folder or Hub id), got None; pass --model.")
+    if adapter.use_peft and config.push_to_hub:
+        raise ValueError(
+            "`push_to_hub` must be False with `use_peft`, since adapter and model are two folders, got True; "
+            "publish one with `llada push`."
+        )
+    return config, adapter, *others
+
+
 def run_training(
-    config: Any, build_trainer: Callable[[], Any], title: str, save: Optional[Callable[[Any], None]] = None
+    config: Any, build_trainer: Callable[[], Any], title: str, adapter: Optional[AdapterOptions] = None
 ) -> str:
     """Train from the start or from a checkpoint, and write the result and its loss curve.
 
@@ -56,7 +86,7 @@ def run_training(
         config: the run's options.
         build_trainer: makes the trainer. It runs after the random seed is set and the checkpoint is found.
         title: title of the loss curve.
-        save: writes the result of the trainer into `config.output_dir`; all processes call it. Default: `save_model`.
+        adapter: options of the adapter. With `use_peft` the result is an adapter, and with `merge_adapter` a model too.
 
     Returns:
         The folder that holds the result.
@@ -76,7 +106,10 @@ def run_training(
     trainer.add_callback(_LogLastStep())
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
-    (save or save_model)(trainer)
+    if adapter is not None and adapter.use_peft:
+        save_adapter(trainer, adapter.merge_adapter)
+    else:
+        save_model(trainer)
     if trainer.is_world_process_zero():
         curve = plot_loss_curve(trainer.state.log_history, os.path.join(config.output_dir, LOSS_CURVE), title)
         trainer.create_model_card()
@@ -91,6 +124,21 @@ def save_model(trainer: Any) -> None:
     trainer.save_model()
 
 
+def save_adapter(trainer: Any, merge: bool) -> None:
+    """Write the adapter into its sub-folder of the run, and, if asked, the whole model into the run's folder."""
+    config = trainer.args
+    folder = os.path.join(config.output_dir, ADAPTER_FOLDER)
+    trainer.save_model(folder)
+    if not trainer.is_world_process_zero():
+        return
+    print(f"LoRA adapter: {folder}")
+    if merge:
+        # The merged model is loaded by this process alone, and ZeRO-3 would share it out.
+        unset_hf_deepspeed_config()
+        merge_adapter(config.model, folder, config.output_dir, config.save_dtype)
+        save_tokenizer(trainer.processing_class, config.output_dir)
+
+
 def load_tokenizer(config: Any) -> Any:
     """Load the tokenizer named by `tokenizer`, else the one beside `model`; its own chat template stays.
 
@@ -101,7 +149,9 @@ def load_tokenizer(config: Any) -> Any:
     if source is None:
         raise ValueError("`tokenizer` must name a folder or Hub id when `model` does not, got None; train one first.")
     tokenizer: Any = loading.load_tokenizer(source, prepare=False)
-    if tokenizer.mask_token_id is None and not missing_tokens(tokenizer, [MASK_TOKEN, BOS_TOKEN, EOS_TOKEN]):
+    kind = special_tokens(tokenizer)
+    needed = [token for token in (kind.mask, kind.bos, kind.eos) if token is not None]
+    if tokenizer.mask_token_id is None and not missing_tokens(tokenizer, needed):
         # The released tokenizers hold LLaDA's tokens but declare no mask.
         tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
     return tokenizer

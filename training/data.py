@@ -1,5 +1,6 @@
 """Reads the data of a training, and makes pre-training sequences: documents joined by EOS and cut to length."""
 
+import codecs
 import contextlib
 import errno
 import os
@@ -15,6 +16,7 @@ from datasets.exceptions import DatasetGenerationError
 TOKENIZE_BATCH = 1000
 PACK_BATCH = 10_000
 FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json"}
+Formats = tuple[tuple[str, ...], ...]
 # Columns of each format of examples, the most telling first; the first that is there counts, others are left out.
 EXAMPLE_FORMATS = (
     ("messages",),
@@ -24,8 +26,10 @@ EXAMPLE_FORMATS = (
     ("input_ids",),
     ("text",),
 )
+EXAMPLE_COLUMNS = "`messages`, or `prompt` and `completion`, or `text`"
 # Columns of messages, and those of texts or messages; the others hold numbers.
-MESSAGE_COLUMNS, TEXT_COLUMNS = ("messages", "conversations"), ("prompt", "completion", "text")
+MESSAGE_COLUMNS = ("messages", "conversations")
+TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected", "text")
 EXCERPT_LENGTH = 80
 FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -76,15 +80,23 @@ def load_documents(
 
 
 @names_full_disk()
-def load_examples(sources: list[str], split: str = "train", config_name: Optional[str] = None) -> Dataset:
-    """Read examples of fine-tuning: conversations, prompts with completions, texts, or token ids.
+def load_examples(
+    sources: list[str],
+    split: str = "train",
+    config_name: Optional[str] = None,
+    formats: Formats = EXAMPLE_FORMATS,
+    wanted: str = EXAMPLE_COLUMNS,
+) -> Dataset:
+    """Read examples, by default those of fine-tuning: conversations, prompts with completions, texts, or token ids.
 
     Args:
         sources: as in `load_documents`; a line of a file is one example.
         split, config_name: as in `load_documents`.
+        formats: sets of columns, of which the first that is there is read.
+        wanted: what a message says that there should be.
 
     Returns:
-        A data set with the columns of one of `EXAMPLE_FORMATS`.
+        A data set with the columns of one of `formats`.
 
     Raises:
         ValueError: if a file is missing or of another kind, no format fits, formats are mixed, or as `check_examples`.
@@ -92,10 +104,10 @@ def load_examples(sources: list[str], split: str = "train", config_name: Optiona
     """
     parts, chosen = [], {}
     for source, rows in _read_sources(sources, split, config_name):
-        columns = columns_of_format(rows)
+        columns = columns_of_format(rows, formats)
         if columns is None:
             raise ValueError(
-                f"Examples must have the column `messages`, or `prompt` and `completion`, or `text`, got "
+                f"Examples must have the column {wanted}, got "
                 f"{', '.join(rows.column_names)} in {source}; rename its columns."
             )
         chosen[columns] = source
@@ -106,16 +118,48 @@ def load_examples(sources: list[str], split: str = "train", config_name: Optiona
     return concatenate_datasets(parts)
 
 
-def columns_of_format(rows: Dataset) -> Optional[tuple[str, ...]]:
-    """The columns of the first format of `EXAMPLE_FORMATS` that `rows` have, or None."""
-    return next((columns for columns in EXAMPLE_FORMATS if set(columns) <= set(rows.column_names)), None)
+@names_full_disk()
+def load_prompts(
+    sources: list[str], split: str = "train", config_name: Optional[str] = None, column: str = "prompt"
+) -> Dataset:
+    """Read prompts, texts or messages, with all columns beside them, which rewards may read.
+
+    Args:
+        sources: as in `load_documents`; a line of a file is one prompt.
+        split, config_name: as in `load_documents`.
+        column: of the prompts; it becomes `prompt`.
+
+    Raises:
+        ValueError: if a file is missing or of another kind, has no such column or others than the first one, and for
+            a prompt that is missing.
+        OSError: if the disk is full.
+    """
+    parts: list[Dataset] = []
+    for source, rows in _read_sources(sources, split, config_name):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"Prompts must stand in the column `{column}`, got {', '.join(rows.column_names)} in {source}; pass "
+                "`prompt_column`."
+            )
+        if column != "prompt":
+            rows = rows.remove_columns({"prompt"} & set(rows.column_names)).rename_column(column, "prompt")
+        check_examples(rows.select_columns(["prompt"]), source)
+        if parts and set(rows.column_names) != set(parts[0].column_names):
+            raise ValueError(f"All files must have the same columns, got others in {source}; bring them into one form.")
+        parts.append(rows)
+    return concatenate_datasets(parts)
+
+
+def columns_of_format(rows: Dataset, formats: Formats = EXAMPLE_FORMATS) -> Optional[tuple[str, ...]]:
+    """The columns of the first format that `rows` have, or None."""
+    return next((columns for columns in formats if set(columns) <= set(rows.column_names)), None)
 
 
 def check_examples(rows: Dataset, source: str) -> Dataset:
     """Refuse examples with values that are missing, or neither text nor messages where such are needed.
 
     Args:
-        rows: data set with the columns of one of `EXAMPLE_FORMATS` only.
+        rows: data set with the columns of one format only.
         source: what they are called in messages, e.g. the file.
 
     Returns:
@@ -219,7 +263,7 @@ def check_ids(ids: list[int], name: str, mask_token_id: int, vocab_size: int, ex
     """Refuse a text that holds the mask token or an id that the model does not have.
 
     Args:
-        ids: the text's token ids.
+        ids: the text's token ids, or their labels where they are learnt.
         name: what the text is called in messages, e.g. `document 3`.
         mask_token_id: id that stands for the mask.
         vocab_size: ids must be below it; the model's embedding size.
@@ -233,6 +277,11 @@ def check_ids(ids: list[int], name: str, mask_token_id: int, vocab_size: int, ex
         raise ValueError(
             f"The text must not hold the mask token (id {mask_token_id}), which stands for hidden text, got it in "
             f"{name}{shown}; remove it from the text."
+        )
+    if ids and min(ids) < 0:
+        raise ValueError(
+            f"Token ids must be at least 0, got {min(ids)} in {name}; use the model's own `tokenizer`, and -100 in "
+            "`labels` for what is not learnt."
         )
     if ids and max(ids) >= vocab_size:
         raise ValueError(
@@ -273,9 +322,7 @@ def _load_file(path: str) -> Dataset:
     extension = os.path.splitext(path)[1]
     if extension not in FILE_FORMATS:
         raise ValueError(f"Data files must end in {', '.join(FILE_FORMATS)}, got {path!r}; convert it to JSON lines.")
-    with open(path, encoding="utf-8") as file:
-        if not any(line.strip() for line in file):
-            raise ValueError(f"{path} must hold at least one document, got an empty file; name another one.")
+    _check_lines(path, extension)
     options = {"sample_by": "document"} if _is_plain(path) else {}
     try:
         return load_dataset(FILE_FORMATS[extension], data_files=path, split="train", **options)
@@ -283,6 +330,20 @@ def _load_file(path: str) -> Dataset:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from None
         raise ValueError(f"{path} must hold one JSON object per line, got: {error.__cause__}; repair it.") from error
+
+
+def _check_lines(path: str, extension: str) -> None:
+    """Refuse a file without a word, and one with a line `null`: Arrow crashes where a block begins with it."""
+    is_empty = True
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip().removeprefix(codecs.BOM_UTF8) == b"null" and extension != ".txt":
+                raise ValueError(f"{path} must hold one JSON object per line, got null in line {number}; repair it.")
+            is_empty = is_empty and not line.strip()
+            if not is_empty and extension != ".jsonl":
+                break  # text, or perhaps one JSON value on many lines
+    if is_empty:
+        raise ValueError(f"{path} must hold at least one document, got an empty file; name another one.")
 
 
 def _load_named(source: str, split: str, config_name: Optional[str]) -> Dataset:

@@ -1,4 +1,4 @@
-"""What every trainer of LLaDA shares: options, noise, the diffusion loss, evaluation, metrics and the schedule."""
+"""What the trainers of LLaDA share: options, schedule, logs and saving; below, noise, diffusion loss and evaluation."""
 
 import itertools
 import math
@@ -15,8 +15,9 @@ from transformers.trainer_utils import SchedulerType
 
 from llada_core.card import write_card
 from llada_core.diffusion import NOISE_EPS, NoisyBatch, low_discrepancy_noise_levels
-from llada_core.loading import DTYPES
+from llada_core.loading import DTYPES, load_model
 from llada_core.tokenization import save_tokenizer
+from modeling_llada.configuration_llada import MODEL_TYPES
 
 from .batch import COLUMNS, pack_rows, padding_mask
 from .checkpoints import ResumableTrainer
@@ -40,12 +41,14 @@ REFUSED_ARGUMENTS = ("compute_metrics", "compute_loss_func", "preprocess_logits_
 DECAY_TYPES = ("linear", "cosine", "1-sqrt")
 SAVE_DTYPES = tuple(name for name in DTYPES if name != "auto")
 WARMUP_STABLE_DECAY = SchedulerType.WARMUP_STABLE_DECAY.value
-# Options of TrainingArguments that would change or bypass the diffusion loss, with the only value that fits.
-FIXED_OPTIONS = {
+# Options of TrainingArguments that would change or bypass the objective, with the only value that fits.
+SHARED_FIXED_OPTIONS = {
     "label_smoothing_factor": (0.0, "the bound is a plain cross-entropy of the clean tokens"),
     "use_liger_kernel": (False, "its fused loss shifts the labels"),
     "use_cache": (False, "training sees whole sequences"),
     "logging_nan_inf_filter": (False, "a loss that is not a number must show"),
+}
+FIXED_OPTIONS = SHARED_FIXED_OPTIONS | {
     "prediction_loss_only": (False, "evaluation returns per-example sums"),
     "batch_eval_metrics": (False, "evaluation is averaged over all examples at once"),
     "remove_unused_columns": (True, "the collator knows only `input_ids`, `labels` and `example_id`"),
@@ -79,14 +82,14 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass
-class DiffusionOptions:
+class TrainingOptions:
     """Options that every training shares. A mix-in; list it before the class of training arguments in the bases.
 
     Raises:
         ValueError: if an option is out of range, contradicts another one, or cannot apply to this objective.
     """
 
-    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = FIXED_OPTIONS
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = SHARED_FIXED_OPTIONS
 
     model: Optional[str] = option(
         None, "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew."
@@ -107,19 +110,6 @@ class DiffusionOptions:
     train_split: str = option("train", "Split of a named data set to train on.")
     validation_split: str = option("validation", "Split of a named data set to evaluate on.")
 
-    noise_eps: float = option(NOISE_EPS, "Smallest masking probability; not used with `exact_count`.")
-    exact_count: bool = option(
-        False, "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."
-    )
-    low_discrepancy: bool = option(
-        False, "Spread the noise levels of an optimizer step evenly over (0, 1]; each alone stays uniform."
-    )
-    num_noise_samples: int = option(
-        1, "Noise draws per example and step, averaged; each costs a pass over the example."
-    )
-    complementary_masks: bool = option(
-        False, "Half of the draws mask just what the other half left, so that every token is learnt from."
-    )
     save_dtype: Optional[str] = option(
         None, "Data type of the final weights: float32, bfloat16 or float16. Unset: as trained."
     )
@@ -140,6 +130,8 @@ class DiffusionOptions:
         # Without this, `bf16` raises on a machine that has only its CPU.
         if not torch.accelerator.is_available():
             self.use_cpu = True
+            # Where it is unset, TRL turns it on; most CPUs emulate it.
+            vars(self)["bf16"] = bool(vars(self)["bf16"])
         super().__post_init__()  # type: ignore[misc]
         self.warmup_steps = warmup_steps
         for name in ("train_data", "validation_data"):
@@ -187,24 +179,11 @@ class DiffusionOptions:
                 raise ValueError(f"`{name}` must be {value} ({reason}), got {getattr(self, name)}; leave it out.")
 
     def _check_noise(self) -> None:
-        if not 0.0 <= self.noise_eps <= 1.0:
-            raise ValueError(f"`noise_eps` must be from 0.0 to 1.0, got {self.noise_eps}; leave it out.")
-        if self.num_noise_samples < 1:
-            raise ValueError(f"`num_noise_samples` must be at least 1, got {self.num_noise_samples}; leave it out.")
-        if self.complementary_masks and self.num_noise_samples % 2:
-            raise ValueError(
-                "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
-                f"{self.num_noise_samples}; pass num_noise_samples={self.num_noise_samples + 1}."
-            )
-        if self.complementary_masks and self.noise_eps > 0.5 and not self.exact_count:
-            raise ValueError(
-                "`noise_eps` must be at most 0.5 with `complementary_masks`, or no complement is ever in range, got "
-                f"{self.noise_eps}; leave it out."
-            )
-        if self.save_dtype not in (None, *SAVE_DTYPES):
-            raise ValueError(f"`save_dtype` must be one of {', '.join(SAVE_DTYPES)}, got {self.save_dtype!r}.")
+        """Check the options of the noise, which differ between objectives."""
 
     def _check_schedule(self) -> None:
+        if self.save_dtype not in (None, *SAVE_DTYPES):
+            raise ValueError(f"`save_dtype` must be one of {', '.join(SAVE_DTYPES)}, got {self.save_dtype!r}.")
         if self.decay_type not in DECAY_TYPES:
             raise ValueError(f"`decay_type` must be one of {', '.join(DECAY_TYPES)}, got {self.decay_type!r}.")
         if not 0.0 <= self.min_lr_ratio <= 1.0:
@@ -224,39 +203,135 @@ class DiffusionOptions:
             )
 
 
+@dataclass
+class DiffusionOptions(TrainingOptions):
+    """Options of the trainings with the diffusion loss. A mix-in, as `TrainingOptions`.
+
+    Raises:
+        ValueError: as `TrainingOptions`.
+    """
+
+    fixed_options: ClassVar[dict[str, tuple[Any, str]]] = FIXED_OPTIONS
+
+    noise_eps: float = option(NOISE_EPS, "Smallest masking probability; not used with `exact_count`.")
+    exact_count: bool = option(
+        False, "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."
+    )
+    low_discrepancy: bool = option(
+        False, "Spread the noise levels of an optimizer step evenly over (0, 1]; each alone stays uniform."
+    )
+    num_noise_samples: int = option(
+        1, "Noise draws per example and step, averaged; each costs a pass over the example."
+    )
+    complementary_masks: bool = option(
+        False, "Half of the draws mask just what the other half left, so that every token is learnt from."
+    )
+
+    def _check_noise(self) -> None:
+        if not 0.0 <= self.noise_eps <= 1.0:
+            raise ValueError(f"`noise_eps` must be from 0.0 to 1.0, got {self.noise_eps}; leave it out.")
+        if self.num_noise_samples < 1:
+            raise ValueError(f"`num_noise_samples` must be at least 1, got {self.num_noise_samples}; leave it out.")
+        if self.complementary_masks and self.num_noise_samples % 2:
+            raise ValueError(
+                "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
+                f"{self.num_noise_samples}; pass num_noise_samples={self.num_noise_samples + 1}."
+            )
+        if self.complementary_masks and self.noise_eps > 0.5 and not self.exact_count:
+            raise ValueError(
+                "`noise_eps` must be at most 0.5 with `complementary_masks`, or no complement is ever in range, got "
+                f"{self.noise_eps}; leave it out."
+            )
+
+
 def steps_or_fraction(value: float, num_training_steps: int) -> int:
     """A number of steps as it is; a value below 1 as a fraction of `num_training_steps`, rounded."""
     return int(value) if value >= 1 else round(value * num_training_steps)
 
 
-class DiffusionTrainer(ResumableTrainer):
-    """Base of the trainers; list it before `Trainer`, or a trainer of TRL, in the bases.
+class LLaDATrainer(ResumableTrainer):
+    """What is the same for every objective: schedule, logs, saved models and cards.
 
-    A step: 1 collate · 2 draw noise by (seed, step, example id) · 3 mask · 4 forward, logits only where masked ·
-    5 cross-entropy times weight · 6 divide by the items of the whole optimizer step · 7 update · 8 log.
-    The loss is the same for any split of the step over accumulation and processes. Noise levels (2) are drawn with the
-    batches, because they may be spread over the whole step; masks (3) are drawn batch by batch in `compute_loss`.
+    The loss of a batch is its share of the mean over the whole optimizer step, times the number of processes, whose
+    gradients are averaged. So it is the same for any split of the step over accumulation and processes.
+    List a class derived from this one before `Trainer`, or a trainer of TRL, in the bases.
     """
 
     # The loss is divided by the items of the whole optimizer step here, so `Trainer` must not divide again.
     loss_is_scaled_for_ga = True
-    # One of `LOSS_NORMALIZATIONS`.
-    loss_normalization = "token"
     # Whether the model learns to answer, so that its card shows a conversation.
     learns_responses = False
+    # What the card says of the logged losses.
+    loss_description = "those of the diffusion objective, in nats per token"
     # Narrower than `Trainer` declares them.
     processing_class: Any
     lr_scheduler: Any
 
-    def __init__(self, *positional: Any, args: DiffusionOptions, **options: Any):
-        for name in REFUSED_ARGUMENTS:
-            if options.get(name) is not None:
-                raise ValueError(f"`{name}` must be unset, the diffusion loss brings its own, got one; leave it out.")
-        super().__init__(*positional, args=args, compute_metrics=self._evaluation_metrics, **options)
+    def __init__(self, *positional: Any, args: TrainingOptions, **options: Any):
+        super().__init__(*positional, args=args, **options)
         # What `loss_is_scaled_for_ga` says, in the words of transformers 4.
         self.model_accepts_loss_kwargs = True
-        self._signature_columns: Any = COLUMNS
         self._step_metrics = TrainingMetrics()
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optional[torch.optim.Optimizer] = None) -> Any:
+        """Create the schedule of the options, whose fractions of the training become numbers of steps here."""
+        if self.lr_scheduler is None:
+            args = self.args
+            self.lr_scheduler = get_scheduler(
+                args.lr_scheduler_type,
+                self.optimizer if optimizer is None else optimizer,
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+                args.get_scheduler_kwargs(num_training_steps),
+            )
+            # `Trainer` makes a new one for the next training.
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
+        """Log, with the diffusion metrics beside a training loss.
+
+        Raises:
+            ValueError: after logging, if a loss is infinite or not a number, as the training has diverged.
+        """
+        if "loss" in logs:
+            metrics, self._step_metrics = self._step_metrics, TrainingMetrics()
+            logs.update(metrics.summarize(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
+        super().log(logs, start_time)
+        for name, value in logs.items():
+            if (name == "loss" or name.endswith("_loss")) and not math.isfinite(value):
+                raise ValueError(f"`{name}` must be finite, got {value} at {self.way_back()}")
+
+    def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:
+        """Save the whole model for `from_pretrained` with its tokenizer and card; all processes must call it."""
+        super().save_model(output_dir, _internal_call)
+        folder = output_dir or self.args.output_dir
+        if self.args.should_save and write_card(self, folder) and self.processing_class is not None:
+            # Once more, so that transformers 4.57 can read the folder too.
+            save_tokenizer(self.processing_class, folder)
+
+    def create_model_card(self, model_name: Optional[str] = None, **facts: Any) -> None:
+        """Write the model card into `output_dir`, if a model lies there; `facts` are those of `write_card`."""
+        if self.is_world_process_zero():
+            write_card(self, self.args.output_dir, model_name, **facts)
+
+
+class DiffusionTrainer(LLaDATrainer):
+    """Base of the trainers with the diffusion loss; list it before `Trainer`, or a trainer of TRL, in the bases.
+
+    A step: 1 collate · 2 draw noise by (seed, step, example id) · 3 mask · 4 forward, logits only where masked ·
+    5 cross-entropy times weight · 6 divide by the items of the whole optimizer step · 7 update · 8 log.
+    Noise levels (2) are drawn with the batches, because they may be spread over the whole step; masks (3) are drawn
+    batch by batch in `compute_loss`.
+    """
+
+    # One of `LOSS_NORMALIZATIONS`.
+    loss_normalization = "token"
+
+    def __init__(self, *positional: Any, args: DiffusionOptions, **options: Any):
+        refuse_arguments(options, "the diffusion loss")
+        super().__init__(*positional, args=args, compute_metrics=self._evaluation_metrics, **options)
+        self._signature_columns: Any = COLUMNS
 
     # 1 and 2: the batches of a step and their noise levels
 
@@ -310,7 +385,7 @@ class DiffusionTrainer(ResumableTrainer):
         of `get_batch_samples`.
         """
         args = self.args
-        noisy, predictions = self._predict(
+        noisy, predictions, aux_loss = self._predict(
             model, inputs, args.seed, self.state.global_step, args.exact_count, args.complementary_masks
         )
         self._step_metrics.update(predictions, noisy)
@@ -321,6 +396,9 @@ class DiffusionTrainer(ResumableTrainer):
         else:
             loss = pretraining_loss(predictions.token_losses, noisy, num_items)
         loss = loss * self.accelerator.num_processes
+        if aux_loss is not None:  # a mean over the batches of the step, and over the processes
+            share = self.model.config.router_aux_loss_coef / self.current_gradient_accumulation_steps
+            loss = loss + share * aux_loss
         return (loss, predictions) if return_outputs else loss
 
     def _predict(
@@ -331,8 +409,8 @@ class DiffusionTrainer(ResumableTrainer):
         step: int,
         exact_count: bool,
         complementary: bool = False,
-    ) -> tuple[NoisyBatch, MaskedPredictions]:
-        """Mask the batch, and score the masked positions."""
+    ) -> tuple[NoisyBatch, MaskedPredictions, Optional[Tensor]]:
+        """Mask the batch, and score the masked positions; with them the load-balancing loss of a mixture of experts."""
         noisy = draw_noise(
             inputs["input_ids"],
             inputs["labels"],
@@ -346,8 +424,9 @@ class DiffusionTrainer(ResumableTrainer):
             complementary=complementary,
         )
         num_draws = len(noisy.input_ids) // len(inputs["input_ids"])
-        logits = model(**self._model_inputs(noisy, inputs, num_draws)).logits
-        return noisy, score_masked(logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
+        output = model(**self._model_inputs(noisy, inputs, num_draws))
+        predictions = score_masked(output.logits, inputs["labels"].repeat(num_draws, 1), noisy.is_masked)
+        return noisy, predictions, getattr(output, "aux_loss", None)
 
     def _model_inputs(self, noisy: NoisyBatch, inputs: dict[str, Tensor], num_draws: int) -> dict[str, Any]:
         """Arguments of the model: packed documents move into their rows. Logits keep the order of `noisy.is_masked`."""
@@ -372,7 +451,7 @@ class DiffusionTrainer(ResumableTrainer):
         (inputs,) = self._prepare_rows([self._prepare_inputs(inputs)], EVALUATION_SEED, EVALUATION_STEP)
         inputs["noise_levels"] = low_discrepancy_noise_levels(inputs["example_id"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            noisy, predictions = self._predict(model, inputs, EVALUATION_SEED, EVALUATION_STEP, exact_count=True)
+            noisy, predictions, _ = self._predict(model, inputs, EVALUATION_SEED, EVALUATION_STEP, exact_count=True)
         sums = row_sums(predictions, noisy)
         num_tokens = (inputs["labels"] != IGNORE_INDEX).sum(-1)
         losses = sums[:, 2] * noisy.weights
@@ -383,49 +462,43 @@ class DiffusionTrainer(ResumableTrainer):
         loss = mean_loss(rows[:, 4], rows[:, 5], self.loss_normalization)
         return {"loss": loss} | summarize(level_sums(rows[:, :4]), rows[:, 5].sum().item())
 
-    # 7 and 8: schedule, log, save
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Optional[torch.optim.Optimizer] = None) -> Any:
-        """Create the schedule of the options, whose fractions of the training become numbers of steps here."""
-        if self.lr_scheduler is None:
-            args = self.args
-            self.lr_scheduler = get_scheduler(
-                args.lr_scheduler_type,
-                self.optimizer if optimizer is None else optimizer,
-                args.get_warmup_steps(num_training_steps),
-                num_training_steps,
-                args.get_scheduler_kwargs(num_training_steps),
-            )
-            # `Trainer` makes a new one for the next training.
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+def refuse_arguments(options: dict[str, Any], objective: str, names: tuple[str, ...] = REFUSED_ARGUMENTS) -> None:
+    """Refuse arguments of `Trainer` that would replace the objective.
 
-    def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
-        """Log, with the diffusion metrics beside a training loss.
+    Raises:
+        ValueError: if one of `names` is given.
+    """
+    for name in names:
+        if options.get(name) is not None:
+            raise ValueError(f"`{name}` must be unset, {objective} brings its own, got one; leave it out.")
 
-        Raises:
-            ValueError: after logging, if a loss is infinite or not a number, as the training has diverged.
-        """
-        if "loss" in logs:
-            metrics, self._step_metrics = self._step_metrics, TrainingMetrics()
-            logs.update(metrics.summarize(lambda sums: self.accelerator.reduce(sums, reduction="sum")))
-        super().log(logs, start_time)
-        for name, value in logs.items():
-            if (name == "loss" or name.endswith("_loss")) and not math.isfinite(value):
-                raise ValueError(f"`{name}` must be finite, got {value} at {self.way_back()}")
 
-    def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:
-        """Save the whole model for `from_pretrained` with its tokenizer and card; all processes must call it."""
-        super().save_model(output_dir, _internal_call)
-        folder = output_dir or self.args.output_dir
-        if self.args.should_save and write_card(self, folder) and self.processing_class is not None:
-            # Once more, so that transformers 4.57 can read the folder too.
-            save_tokenizer(self.processing_class, folder)
+def load_for_training(model: Any, args: Any, options: dict[str, Any]) -> Any:
+    """Load a model that is named by its folder or Hub id, in float32; a model that is loaded already stays as it is.
 
-    def create_model_card(self, model_name: Optional[str] = None, **facts: Any) -> None:
-        """Write the model card into `output_dir`, if a model lies there; `facts` are those of `write_card`."""
-        if self.is_world_process_zero():
-            write_card(self, self.args.output_dir, model_name, **facts)
+    TRL would initialise missing weights randomly.
+
+    Args:
+        model: the model, or its folder or Hub id.
+        args: options of the training, with TRL's `model_init_kwargs` and `trust_remote_code`. The former are used up.
+        options: arguments of the trainer; `quantization_config` is taken out if the model is loaded here.
+    """
+    if not isinstance(model, str):
+        return model
+    settings = {"dtype": "float32", "trust_remote_code": args.trust_remote_code}
+    if args.attn_implementation is not None:
+        settings["attn_implementation"] = args.attn_implementation
+    settings |= args.model_init_kwargs or {}
+    args.model_init_kwargs = None
+    if options.get("quantization_config") is not None:
+        settings["quantization_config"] = options.pop("quantization_config")
+    return load_model(model, **settings)
+
+
+def without_adapter(model: Any) -> Any:
+    """The model of transformers under an adapter of PEFT, or `model` itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def check_model(config: Any) -> None:
@@ -436,9 +509,9 @@ def check_model(config: Any) -> None:
     """
     # A model loaded from the Hub is not an instance of the installed class.
     model_type = getattr(config, "model_type", None)
-    if model_type != "llada":
+    if model_type not in MODEL_TYPES:
         raise ValueError(
-            f"`model` must be a LLaDA model (`model_type` llada), got {model_type!r}; "
+            f"`model` must be a LLaDA model (`model_type` {' or '.join(MODEL_TYPES)}), got {model_type!r}; "
             "a causal model cannot see the tokens after a mask."
         )
     if config.mask_token_id is None:

@@ -167,7 +167,10 @@ class TrainingMetrics:
 
     def update(self, predictions: MaskedPredictions, noisy: NoisyBatch) -> None:
         """Add one batch of this process."""
-        sums = level_sums(row_sums(predictions, noisy))
+        self.add(level_sums(row_sums(predictions, noisy)))
+
+    def add(self, sums: Tensor) -> None:
+        """Add the `level_sums` of one batch of this process."""
         self.sums = sums if self.sums is None else self.sums + sums
 
     def summarize(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from llada_core.diffusion import (
 # Labels of positions that are never masked and never scored.
 IGNORE_INDEX = -100
 # Separate streams of random numbers, so that lengths, levels and masks of one example are independent.
-MASK_STREAM, LEVEL_STREAM, LENGTH_STREAM, TURN_STREAM, ATTENTION_STREAM = range(5)
+MASK_STREAM, LEVEL_STREAM, LENGTH_STREAM, TURN_STREAM, ATTENTION_STREAM, PROMPT_STREAM, ROLLOUT_STREAM = range(7)
 # Stands for the example ids where one draw is for the whole step.
 WHOLE_STEP = torch.zeros(1, dtype=torch.long)
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
-from llada_core.loading import load_model
-
 from .adapters import complete_adapter
 from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
 from .data import check_examples, columns_of_format, names_full_disk
@@ -21,8 +19,10 @@ from .diffusion_trainer import (
     DiffusionOptions,
     DiffusionTrainer,
     check_model,
+    load_for_training,
     option,
     pad_id_of,
+    without_adapter,
 )
 from .loss import LOSS_NORMALIZATIONS
 from .sft_data import (
@@ -48,7 +48,6 @@ SFT_FIXED_OPTIONS = {
     "truncation_mode": ("keep_start", "a prompt without its beginning is another prompt"),
     "dataset_kwargs": (None, "examples must be numbered, checked and cut"),
     "pad_token": (None, "padding is neither seen nor scored"),
-    "router_aux_loss_coef": (None, "there are no experts"),
 }
 
 
@@ -108,9 +107,6 @@ class LLaDASFTConfig(DiffusionOptions, SFTConfig):
     num_train_epochs: float = option(3.0, "Passes over the data, unless `max_steps` is set.")
 
     def __post_init__(self) -> None:
-        # Elsewhere TRL turns it on; most CPUs emulate it.
-        if self.bf16 is None and not torch.accelerator.is_available():
-            self.bf16 = False
         super().__post_init__()
         self._check_responses()
 
@@ -207,18 +203,8 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
         self.loss_normalization = args.loss_normalization
         if (adapter := options.get("peft_config")) is not None:
             complete_adapter(adapter)
-        if isinstance(model, str):
-            # TRL would initialise missing weights randomly.
-            settings = {
-                "dtype": "float32",
-                "trust_remote_code": args.trust_remote_code,
-                **(args.model_init_kwargs or {}),
-            }
-            args.model_init_kwargs = None
-            if options.get("quantization_config") is not None:
-                settings["quantization_config"] = options.pop("quantization_config")
-            model = load_model(model, **settings)
-        own_forward = vars(_without_adapter(model)).get("forward")
+        model = load_for_training(model, args, options)
+        own_forward = vars(without_adapter(model)).get("forward")
         super().__init__(
             model=model,
             args=args,
@@ -227,7 +213,7 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             processing_class=processing_class,
             **options,
         )
-        _drop_fused_forward(_without_adapter(self.model), own_forward)
+        drop_fused_forward(without_adapter(self.model), own_forward)
         if args.packing:
             check_attention(self.model.config._attn_implementation)
         # Set late: TRL sets the pad token only if it makes the collator itself, and accepts none with packing.
@@ -291,17 +277,10 @@ def _complete_args(model: Any, args: Any) -> LLaDASFTConfig:
         args = LLaDASFTConfig(f"{name.rstrip('/').split('/')[-1]}-SFT")
     if not isinstance(args, LLaDASFTConfig):
         raise ValueError(f"`args` must be a `LLaDASFTConfig`, got {type(args).__name__}; its fields are SFTConfig's.")
-    if isinstance(model, str) and args.attn_implementation is not None:
-        given: Any = args.model_init_kwargs or {}
-        args.model_init_kwargs = {"attn_implementation": args.attn_implementation} | given
     return args
 
 
-def _without_adapter(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _drop_fused_forward(model: Any, own_forward: Any) -> None:
+def drop_fused_forward(model: Any, own_forward: Any) -> None:
     """Take away the forward that TRL put on the instance: a deep copy would keep running this model's weights.
 
     The hooks of a model spread over devices also stand on the instance; with them, TRL's stays (nothing calls it).

@@ -1,16 +1,14 @@
 """The command `llada train sft`: a model, examples and a recipe in; the fine-tuned model and a loss curve out."""
 
-import os
 from typing import Any
 
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.chat_template_utils import has_generation_markers
 
 from llada_core.loading import check_tokenizer, load_model
-from llada_core.tokenization import prepare_tokenizer, save_tokenizer
+from llada_core.tokenization import prepare_tokenizer
 
-from .adapters import AdapterOptions, merge_adapter
-from .command import load_data, load_tokenizer, parse_options, report_start, run_training, save_model
+from .adapters import AdapterOptions
+from .command import load_data, load_tokenizer, parse_with_adapter, report_start, run_training
 from .data import load_examples
 from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
@@ -21,7 +19,6 @@ DESCRIPTION = (
     "reads options from a file, options on the command line win over it. A run needs model, train_data and output_dir. "
     "With --use_peft true it trains a LoRA adapter."
 )
-ADAPTER_FOLDER = "adapter"
 
 
 def sft_main(args: list[str]) -> str:
@@ -38,25 +35,12 @@ def sft_main(args: list[str]) -> str:
         ImportError: with `load_in_4bit`, without bitsandbytes.
     """
     config, adapter = parse_sft(args)
-    return run_training(
-        config,
-        lambda: build_trainer(config, adapter),
-        "Fine-tuning loss",
-        (lambda trainer: save_adapter(trainer, adapter.merge_adapter)) if adapter.use_peft else save_model,
-    )
+    return run_training(config, lambda: build_trainer(config, adapter), "Fine-tuning loss", adapter)
 
 
 def parse_sft(args: list[str]) -> tuple[LLaDASFTConfig, AdapterOptions]:
-    """Read the options of fine-tuning and those of its adapter; errors as in `parse_options`, and if one is missing."""
-    config, adapter = parse_options(args, [LLaDASFTConfig, AdapterOptions], COMMAND, DESCRIPTION)
-    if config.model is None:
-        raise ValueError("`model` must name a LLaDA checkpoint (folder or Hub id), got None; pass --model.")
-    if adapter.use_peft and config.push_to_hub:
-        raise ValueError(
-            "`push_to_hub` must be False with `use_peft`, since adapter and model are two folders, got True; "
-            "publish one with `llada push`."
-        )
-    return config, adapter
+    """Read the options of fine-tuning and those of its adapter; errors as in `parse_with_adapter`."""
+    return parse_with_adapter(args, LLaDASFTConfig, COMMAND, DESCRIPTION)
 
 
 def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTrainer:
@@ -79,21 +63,6 @@ def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTr
     )
     report_start(config, trainer.model, data, "examples", config.max_length or model.config.max_sequence_length)
     return trainer
-
-
-def save_adapter(trainer: Any, merge: bool) -> None:
-    """Write the adapter into its sub-folder of the run, and, if asked, the whole model into the run's folder."""
-    config = trainer.args
-    folder = os.path.join(config.output_dir, ADAPTER_FOLDER)
-    trainer.save_model(folder)
-    if not trainer.is_world_process_zero():
-        return
-    print(f"LoRA adapter: {folder}")
-    if merge:
-        # The merged model is loaded by this process alone, and ZeRO-3 would share it out.
-        unset_hf_deepspeed_config()
-        merge_adapter(config.model, folder, config.output_dir, config.save_dtype)
-        save_tokenizer(trainer.processing_class, config.output_dir)
 
 
 def _with_marked_template(tokenizer: Any) -> Any:

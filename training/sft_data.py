@@ -66,9 +66,11 @@ def check_conversations(dataset: Dataset, tokenizer: Any, name: str) -> None:
             f"{'one without it' if tokenizer.chat_template else 'none'}; attach LLaDA's with "
             "`llada_core.tokenization.prepare_tokenizer(tokenizer)`."
         )
-    for column in {"messages", "conversations"} & set(dataset.column_names):
+    for column in {"messages", "conversations", "completion"} & set(dataset.column_names):
         for index, messages in enumerate(dataset[column]):
-            if not any(message.get("role", message.get("from")) == "assistant" for message in messages):
+            if isinstance(messages, list) and not any(
+                message.get("role", message.get("from")) == "assistant" for message in messages
+            ):
                 raise ValueError(
                     f"Every conversation must have a turn of the role 'assistant', got none in example {index} of the "
                     f"{name} data; leave it out."
@@ -172,7 +174,13 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
 
 def _finish(example: dict, max_length: int, eos_token_id: int, mask_token_id: int, vocab_size: int) -> dict:
     ids, labels = example["input_ids"], example["labels"]
-    check_ids(ids, f"example {example['example_id']}", mask_token_id, vocab_size)
+    name = f"example {example['example_id']}"
+    if len(ids) != len(labels):
+        raise ValueError(
+            f"`labels` must be as many as `input_ids`, got {len(labels)} and {len(ids)} in {name}; correct it."
+        )
+    check_ids(ids, name, mask_token_id, vocab_size)
+    check_ids([label for label in labels if label != IGNORE_INDEX], f"the labels of {name}", mask_token_id, vocab_size)
     if ids and ids[-1] == eos_token_id:
         ids, labels = ids[:-1], labels[:-1]
     end = max((place + 1 for place, label in enumerate(labels[:max_length]) if label != IGNORE_INDEX), default=0)

@@ -242,6 +242,10 @@ class Canvas:
         self.num_committed[self.rows] += is_masked.sum(-1)
         return is_masked
 
+    def steps_left(self, num_steps: Union[int, Tensor], step: int) -> Union[int, Tensor]:
+        """Steps that the block has left for the active rows before step number `step`; a number, or int64 [active]."""
+        return (num_steps if isinstance(num_steps, int) else num_steps[self.rows]) - step
+
     def draw(self, is_masked: Tensor, width: int) -> Tensor:
         """One uniform per masked position; float32 [num_scored].
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
@@ -26,10 +26,10 @@ from .batching_manager_llada import LLaDABatchedGenerationMixin
 from .batching_results_llada import LLaDABatchOutput  # noqa: F401 - transformers 4.57 copies only what this file names
 from .cache_llada import BlockCache
 from .canvas_llada import Canvas  # noqa: F401 - likewise
-from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig, read_json_object, read_weight_index
+from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
 from .constraints_llada import Constraints  # noqa: F401 - likewise
 from .continuous_batching_llada import generate_many
-from .generation_config_llada import DEFAULTS, LLaDAGenerationConfig
+from .generation_config_llada import LLaDAGenerationConfig, check_files
 from .generation_llada import CompiledCall  # noqa: F401 - likewise
 from .prepacking_llada import prepacked_weights
 from .unmasking_llada import Proposer
@@ -278,12 +278,14 @@ class LLaDABlock(GradientCheckpointingLayer):
 
     # transformers' attention functions are causal unless the module says that it is not.
     is_causal = False
+    # Relatives of LLaDA place queries and keys otherwise.
+    place_query = place_key = staticmethod(rotate)
 
     def __init__(self, config: LLaDAConfig, layer_idx: int):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.head_dim = config.d_model // config.n_heads
+        self.head_dim = self.rotary_dim = config.d_model // config.n_heads
         self.num_key_value_groups = config.n_heads // config.n_kv_heads
         self.attn_norm = LLaDARMSNorm(config.d_model, config.rms_norm_eps)
         self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
@@ -291,11 +293,21 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.v_proj = nn.Linear(config.d_model, config.n_kv_heads * self.head_dim, bias=False)
         self.attn_out = nn.Linear(config.d_model, config.d_model, bias=False)
         self.ff_norm = LLaDARMSNorm(config.d_model, config.rms_norm_eps)
-        self.ff_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
-        self.up_proj = nn.Linear(config.d_model, config.mlp_hidden_size, bias=False)
-        self.ff_out = nn.Linear(config.mlp_hidden_size, config.d_model, bias=False)
         # Residual outputs start smaller the deeper they stand; `_init_weights` sees one module at a time.
-        self.attn_out.init_divisor = self.ff_out.init_divisor = math.sqrt(2 * (layer_idx + 1))
+        self.attn_out.init_divisor = math.sqrt(2 * (layer_idx + 1))
+        self.add_feed_forward()
+
+    def add_feed_forward(self) -> None:
+        """Make the layers that `feed_forward` runs."""
+        width, hidden = self.config.d_model, self.config.mlp_hidden_size
+        self.ff_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.ff_out = nn.Linear(hidden, width, bias=False)
+        self.ff_out.init_divisor = self.attn_out.init_divisor
+
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        """The gated feed-forward layer; [batch, seq, d_model] to the same."""
+        return self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed))
 
     def forward(
         self,
@@ -328,8 +340,8 @@ class LLaDABlock(GradientCheckpointingLayer):
             if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[2] > 1:
                 attention_mask = attention_mask[:, :, start:end]
         heads = (-1, self.head_dim)
-        query = rotate(self.q_proj(query_input).unflatten(-1, heads).transpose(1, 2), *query_rotary)
-        key = rotate(self.k_proj(normed).unflatten(-1, heads).transpose(1, 2), *rotary)
+        query = self.place_query(self.q_proj(query_input).unflatten(-1, heads).transpose(1, 2), *query_rotary)
+        key = self.place_key(self.k_proj(normed).unflatten(-1, heads).transpose(1, 2), *rotary)
         value = self.v_proj(normed).unflatten(-1, heads).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
@@ -343,8 +355,7 @@ class LLaDABlock(GradientCheckpointingLayer):
             attended, weights = attention(self, query, key, value, attention_mask, **options)
         # As wide as the heads that are here: tensor parallelism leaves each process some of them.
         hidden_states = hidden_states + self.attn_out(attended.flatten(2))
-        normed = self.ff_norm(hidden_states)
-        return hidden_states + self.ff_out(F.silu(self.ff_proj(normed)) * self.up_proj(normed)), weights
+        return hidden_states + self.feed_forward(self.ff_norm(hidden_states)), weights
 
 
 class LLaDAPreTrainedModel(PreTrainedModel):
@@ -431,13 +442,14 @@ class LLaDAModel(LLaDAPreTrainedModel):
     """The Transformer: noisy ids to hidden states. It holds the head's weight too, as official checkpoints do."""
 
     _tied_weights_keys = {"transformer.ff_out.weight": "transformer.wte.weight"}
+    block_class = LLaDABlock
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.embedding_size, config.d_model),
-                "blocks": nn.ModuleList(LLaDABlock(config, i) for i in range(config.n_layers)),
+                "blocks": nn.ModuleList(self.block_class(config, i) for i in range(config.n_layers)),
                 "ln_f": LLaDARMSNorm(config.d_model, config.rms_norm_eps),
                 "ff_out": nn.Linear(config.d_model, config.embedding_size, bias=False),
             }
@@ -497,7 +509,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        self._check_call(input_ids, inputs_embeds, use_cache)
+        if use_cache is not None or (input_ids is None) == (inputs_embeds is None):
+            raise self._wrong_call(use_cache)
         attention_options = self._attention_options(kwargs, attention_mask) if kwargs else {}
         hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         length = attention_options.get("max_length_q", hidden_states.shape[1])
@@ -508,7 +521,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
             )
         if position_ids is None:
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
-        rotary = rotary_tables(position_ids, self.transformer.blocks[0].head_dim, self.config.rope_theta)
+        rotary = rotary_tables(position_ids, self.transformer.blocks[0].rotary_dim, self.config.rope_theta)
         mask: Union[Tensor, BlockMask, None] = None
         if attention_mask is not None:
             mask = prepare_mask(attention_mask, self.config._attn_implementation, hidden_states.shape[1])
@@ -540,18 +553,15 @@ class LLaDAModel(LLaDAPreTrainedModel):
         is_dict = self.config.return_dict if return_dict is None else return_dict
         return output if is_dict else output.to_tuple()
 
-    def _check_call(
-        self, input_ids: Optional[Tensor], inputs_embeds: Optional[Tensor], use_cache: Optional[bool]
-    ) -> None:
+    def _wrong_call(self, use_cache: Optional[bool]) -> ValueError:
         if use_cache is not None:
-            raise ValueError(
+            return ValueError(
                 f"`use_cache` must be left out where the Transformer is called without its head, got {use_cache}. The "
                 "fused head of TRL's trainers (`fused_lm_head=True`) calls it so; it shifts the labels and masks "
                 "nothing, and a bidirectional model would only learn to copy its input. Train with a loss on masked "
                 "tokens, as `LLaDASFTTrainer` and `LLaDAPretrainingTrainer` of this project's repository do."
             )
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        return ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
 
     def _attention_options(self, keywords: dict[str, Any], attention_mask: Any) -> dict[str, Any]:
         """The keywords that go to the attention function; None and what says nothing here are dropped."""
@@ -601,6 +611,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDABatchedGenerationMixin):
     ```
     """
 
+    backbone_class = LLaDAModel
     generation_config_class = LLaDAGenerationConfig
     # What `generate` needs of a model beside `forward`, see `LLaDAGenerationMixin`.
     proposer_class = Proposer
@@ -614,7 +625,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDABatchedGenerationMixin):
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
-        self.model = LLaDAModel(config)
+        self.model = self.backbone_class(config)
         # A class name without a known head would fall back to the shifted loss of causal models.
         self.loss_type = "ForMaskedLM"
         self.post_init()
@@ -781,37 +792,3 @@ def _check_packing(options: dict[str, Any], has_mask: bool) -> None:
     if given and len(given) < len(PACKING_KEYWORDS):
         missing = next(name for name in PACKING_KEYWORDS if name not in options)
         raise ValueError(f"`{given[0]}` needs `{missing}` beside it; pass {', '.join(PACKING_KEYWORDS)} together.")
-
-
-def check_files(folder: Any) -> None:
-    """Read the files beside the weights that transformers does not check.
-
-    Args:
-        folder: where they lie; those that are not there are not needed.
-
-    Raises:
-        ValueError: for a generation config or an index of weights that is damaged, naming it.
-    """
-    for name, read in READERS.items():
-        if os.path.isfile(file := os.path.join(folder, name)):
-            read(file)
-
-
-def _read_generation_config(file: str) -> None:
-    fields = read_json_object(file)
-    try:
-        try:
-            LLaDAGenerationConfig.from_generation_config(GenerationConfig.from_dict(fields))
-        except TypeError:  # transformers compares values without a look at their types; this names the option
-            LLaDAGenerationConfig().updated(**{name: fields[name] for name in fields if name in DEFAULTS})
-            raise
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"`{file}` sets what cannot be read ({error}); correct the file, or delete it.") from None
-
-
-# What reads the files beside the weights.
-READERS = {
-    "generation_config.json": _read_generation_config,
-    "model.safetensors.index.json": read_weight_index,
-    "pytorch_model.bin.index.json": read_weight_index,
-}

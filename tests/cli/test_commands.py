@@ -326,6 +326,8 @@ def test_another_kind_of_model_is_refused_by_name(copy):
     assert_fails(
         run("generate", "a", "-m", str(copy)), "is not a LLaDA checkpoint: its config.json has `model_type` 'llama'"
     )
+    edit_json(copy / "config.json", model_type="llada2_moe")
+    assert_fails(run("generate", "a", "-m", str(copy)), "is a LLaDA2, whose attention is causal between blocks")
 
 
 def rename_token(folder: Path, old: str, new: str) -> None:

@@ -25,6 +25,8 @@ def test_the_help_of_a_trainer_lists_its_options_and_those_of_its_adapter(capsys
         (["sft", "--train_data", "absent.jsonl"], "Error: `model` must name a LLaDA checkpoint"),
         (["sft", "--model", "absent-folder", "--train_data", "absent.jsonl"], "Error: `train_data` and"),
         (["sft", "--model", "x", "--noise_eps", "2"], "Error: `noise_eps` must be from 0.0 to 1.0, got 2.0"),
+        (["grpo", "--model", "x", "--train_data", "absent.jsonl"], "Error: `rewards` must name at least one of math"),
+        (["grpo", "--objective", "ppo"], "Error: `objective` must be one of fork, espo, diffu, got 'ppo'"),
         (["pretrain", "--sequence_lenght", "4"], "Error: Unknown option '--sequence_lenght'; did you mean"),
     ],
 )

@@ -1,22 +1,28 @@
 """The GGUF file holds what llama.cpp reads; the `gguf` package reads it back."""
 
+import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from llada_cli.main import app
 from llada_conversion import export_gguf
-from llada_conversion.gguf_file import interleave_pairs
+from llada_conversion.gguf_file import find_pre_tokenizer, interleave_pairs
 
 gguf = pytest.importorskip("gguf")
 
-CHECKPOINTS = Path(__file__).parents[1] / "reference" / "checkpoints"
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINTS = ROOT / "tests" / "reference" / "checkpoints"
 MHA, TIED = CHECKPOINTS / "mha", CHECKPOINTS / "tied"
-BUNDLED = Path(__file__).parents[2] / "checkpoints" / "llada-tiny"
+BUNDLED = ROOT / "checkpoints" / "llada-tiny"
 
 
 def read(path: Path) -> tuple[dict, dict]:
@@ -57,6 +63,21 @@ def test_the_metadata_are_the_config_s(tmp_path):
     }
     assert {name: fields.get(name) for name in expected} == expected
     assert fields["llada.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_llama_cpp_begins_a_text_with_bos_if_the_tokenizer_does(adds_bos, tmp_path):
+    source = shutil.copytree(MHA, tmp_path / "source")
+    parts = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    bos = [{"SpecialToken": {"id": "<|startoftext|>", "type_id": 0}}] if adds_bos else []
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    tokens = {"<|startoftext|>": {"id": "<|startoftext|>", "ids": [480], "tokens": ["<|startoftext|>"]}}
+    template = {"single": bos + texts[:1], "pair": bos + texts, "special_tokens": tokens if adds_bos else {}}
+    parts["post_processor"] = {"type": "TemplateProcessing", **template}
+    (source / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
+    fields, _ = read(export_gguf(source, tmp_path / "mha.gguf"))
+    assert fields["tokenizer.ggml.bos_token_id"] == 480
+    assert fields["tokenizer.ggml.add_bos_token"] is adds_bos
 
 
 def test_every_row_of_the_embedding_has_a_token(tmp_path):
@@ -110,13 +131,104 @@ def test_matrices_are_stored_as_asked_and_norms_in_float32(tmp_path, weights, ki
     assert (stored - expected).abs().max() <= gap * expected.abs().max()
 
 
-def test_a_tokenizer_with_an_unknown_splitting_rule_needs_its_name(tmp_path):
-    with pytest.raises(ValueError, match="`pre_tokenizer` must be given: this tokenizer splits text by a rule"):
-        export_gguf(BUNDLED, tmp_path / "tiny.gguf")
-    assert list(tmp_path.iterdir()) == []
-    fields, _ = read(export_gguf(BUNDLED, tmp_path / "tiny.gguf", pre_tokenizer="starcoder"))
-    assert fields["tokenizer.ggml.pre"] == "starcoder"
+def test_the_bundled_model_needs_no_name_of_its_splitting_rule(tmp_path):
+    fields, _ = read(export_gguf(BUNDLED, tmp_path / "tiny.gguf"))
+    assert fields["tokenizer.ggml.pre"] == "smollm"
     assert all(len(merge.split(" ")) == 2 for merge in fields["tokenizer.ggml.merges"])
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/conversion.md"])
+def test_the_documents_commands_export_the_bundled_model(document, tmp_path):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    (command,) = re.findall(r"^llada (export gguf checkpoints/.*)$", text, flags=re.MULTILINE)
+    arguments = shlex.split(command, comments=True)
+    arguments[2:4] = [str(ROOT / arguments[2]), str(tmp_path / arguments[3])]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert read(Path(arguments[3]))[0]["tokenizer.ggml.pre"] == "smollm"
+
+
+# --- the rule that splits text ---------------------------------------------------------------------------------------
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+
+
+def split(pattern):
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), BYTES])
+
+
+def tokenizer_with(rule, ignore_merges=False, words=()):
+    """A byte-level BPE tokenizer of the bytes and `words`, each of two bytes, that splits by `rule`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*alphabet, *words])}
+    model = models.BPE(vocabulary, [tuple(word) for word in words], ignore_merges=ignore_merges)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = rule, decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.mark.parametrize(
+    "name, rule, ignore_merges",
+    [
+        ("gpt-2", GPT2, False),
+        ("gpt-2", split(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"), False),
+        ("smollm", pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]), False),
+        ("llama-bpe", split(rf"{CONTRACTIONS}{WORDS}|\p{{N}}{{1,3}}{REST}"), True),
+        ("smaug-bpe", split(rf"{CONTRACTIONS}{WORDS}|\p{{N}}{{1,3}}{REST}"), False),
+        ("qwen2", split(rf"{CONTRACTIONS}{WORDS}|\p{{N}}{REST}"), False),
+        ("bailingmoe", split(BAILING), False),
+    ],
+)
+def test_a_known_splitting_rule_has_llama_cpp_s_name(name, rule, ignore_merges):
+    assert find_pre_tokenizer(tokenizer_with(rule, ignore_merges)) == name
+
+
+@pytest.mark.parametrize(
+    "rule, ignore_merges, shown",
+    [
+        # In a sequence, since transformers 4 sets the field of a lone one.
+        (pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=True)]), False, '"add_prefix_space": true'),
+        (pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), GPT2]), False, "Digits"),
+        (pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), GPT2]), False, "Punctuation"),
+        (split(r"\S+|\s+"), False, r"S\+"),
+        (GPT2, True, "use_regex"),
+    ],
+)
+def test_an_unknown_splitting_rule_is_named_and_needs_a_name(rule, ignore_merges, shown):
+    with pytest.raises(ValueError, match=f"`pre_tokenizer` must be given: this tokenizer splits .*{shown}.*Pass --pre"):
+        find_pre_tokenizer(tokenizer_with(rule, ignore_merges))
+
+
+def test_the_bundled_rule_is_smollm_s_unless_spaces_merge(tmp_path):
+    parts = json.loads((BUNDLED / "tokenizer.json").read_text(encoding="utf-8"))
+    rule = split(parts["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"])
+    other = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
+    text = "Add  1 and\n 2, don't\u00a0 3."
+    same, merged = [[tokenizer_with(r, words=w)(text)["input_ids"] for r in (rule, other)] for w in ((), ("ĠĠ",))]
+    assert same[0] == same[1] and merged[0] != merged[1]
+    assert find_pre_tokenizer(tokenizer_with(rule)) == "smollm"
+    with pytest.raises(ValueError, match="`pre_tokenizer` must be given"):
+        find_pre_tokenizer(tokenizer_with(rule, words=("ĠĠ",)))
+
+
+def test_a_checkpoint_with_an_unknown_splitting_rule_takes_the_name_that_is_given(tmp_path):
+    source = shutil.copytree(MHA, tmp_path / "source")
+    parts = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    parts["pre_tokenizer"] = {"type": "Whitespace"}
+    (source / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
+    with pytest.raises(ValueError, match=r'not known here, {"type": "Whitespace"}\. Pass --pre-tokenizer NAME'):
+        export_gguf(source, tmp_path / "mha.gguf")
+    assert list(tmp_path.iterdir()) == [source]
+    fields, _ = read(export_gguf(source, tmp_path / "mha.gguf", pre_tokenizer="starcoder"))
+    assert fields["tokenizer.ggml.pre"] == "starcoder"
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_the_command_writes_the_file(tmp_path):
@@ -133,6 +245,15 @@ def test_bad_calls_are_refused(tmp_path):
     with pytest.raises(FileExistsError, match="pass `--force` to replace a file"):
         export_gguf(MHA, tmp_path / "there.gguf")
     export_gguf(MHA, tmp_path / "there.gguf", force=True)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    source = shutil.copytree(MHA, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "torchao"}
+    (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds quantised weights, .* Use the checkpoint that it was made from"):
+        export_gguf(source, tmp_path / "mha.gguf")
 
 
 def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused(tmp_path):

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llada_conversion.weights import LAYOUTS, llada_name, llama_name
+from llada_conversion.weights import LAYOUTS
+from modeling_llada.llama_layout_llada import name_in_file, name_in_memory
 from tests.helpers import REFERENCE
 
 PAIRS = {
@@ -26,13 +27,13 @@ PAIRS = {
 
 @pytest.mark.parametrize("official, llama", PAIRS.items())
 def test_each_name_has_its_partner_in_both_directions(official, llama) -> None:
-    assert llama_name(official) == llama
-    assert llada_name(llama) == official
+    assert name_in_file(official) == llama
+    assert name_in_memory(llama) == official
 
 
 @pytest.mark.parametrize("name", [*PAIRS, *PAIRS.values()])
 def test_a_name_of_the_layout_asked_for_stays(name) -> None:
-    assert name in (llada_name(name), llama_name(name))
+    assert name in (name_in_memory(name), name_in_file(name))
     assert {rename(rename(name)) == rename(name) for rename in LAYOUTS.values()} == {True}
 
 
@@ -40,7 +41,7 @@ def test_a_name_of_the_layout_asked_for_stays(name) -> None:
     "name", ["model.layers.0.self_attn.q_proj.bias", "model.transformer.blocks.0.weight", "lm_head", "", "1.2.3"]
 )
 def test_a_name_that_no_layout_knows_stays(name) -> None:
-    assert llada_name(name) == llama_name(name) == name
+    assert name_in_memory(name) == name_in_file(name) == name
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def test_under_llamas_names_llama_without_a_causal_mask_computes_the_recorded_lo
         num_key_value_heads=weights["model.transformer.blocks.0.k_proj.weight"].shape[0] // 16,
     )  # fmt: skip
     llama = LlamaForCausalLM(config).eval()
-    missing, unexpected = llama.load_state_dict({llama_name(n): w for n, w in weights.items()}, strict=False)
+    missing, unexpected = llama.load_state_dict({name_in_file(n): w for n, w in weights.items()}, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"] if name == "tied" else [], [])
     case = torch.load(REFERENCE / "recorded" / f"{name}.pt", weights_only=True)["logits"]["single"]
     ids = case["input_ids"]

@@ -225,7 +225,7 @@ def test_another_model_on_the_hub_is_refused_before_its_weights_are_downloaded(h
     commit = Commit({name: Blob(content, is_lfs=False) for name, content in files.items()}, "")
     hub.repos[MODEL] = Repo(private=False, branches={"main": [commit]})
     code, output = convert(hub, tmp_path, MODEL, str(tmp_path / "ours"))
-    assert code == 2 and "`model_type` must be 'llada', got 'llama'" in output
+    assert code == 2 and "`model_type` must be 'llada' or 'illada', got 'llama'" in output
     assert any("config.json" in request for request in hub.requests)
     assert not any("safetensors" in request for request in hub.requests)
 

@@ -197,3 +197,9 @@ def test_only_fast_tokenizers_are_saved(tmp_path):
 
     with pytest.raises(ValueError, match="`tokenizer` must be a fast tokenizer, got Slow"):
         save_tokenizer(Slow(), tmp_path)
+
+
+def test_a_conversation_without_a_template_is_refused(tokenizer) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"has no `chat_template`, .* give plain prompts"):
+        encode_chat(tokenizer, [QUESTION])

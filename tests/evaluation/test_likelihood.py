@@ -210,7 +210,9 @@ def test_a_causal_model_is_refused():
 
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=16, **sizes))
-    with pytest.raises(ValueError, match=r"'llada'\), got 'llama'; score a causal model with the harness's own `hf`"):
+    with pytest.raises(
+        ValueError, match=r"'llada' or 'illada'\), got 'llama'; score a causal model with the harness's own `hf`"
+    ):
         estimate_log_likelihoods(model, [([1], [2])])
 
 

@@ -1,12 +1,11 @@
 """Test sets that packages carry: where they are found, what becomes of their rows, and what is said without them."""
 
 import re
-import time
 import zipfile
 
 import pytest
 
-from llada_evaluation.offline import OFFLINE_SETS, nearest_reference, program_passes, read_offline_set, run_program
+from llada_evaluation.offline import OFFLINE_SETS, nearest_reference, program_passes, read_offline_set
 
 from .offline_rows import HUMANEVAL, MMLU, write_packages, write_rows
 
@@ -107,29 +106,3 @@ def test_an_answer_is_scored_by_its_nearest_reference():
 @pytest.mark.parametrize("body, passes", [("    return 1\n", 1.0), ("    return 2\n", 0.0), ("    return (\n", 0.0)])
 def test_a_function_passes_if_its_tests_do(body, passes):
     assert program_passes(HUMANEVAL[0], [body]) == {"pass_at_1": passes}
-
-
-@pytest.mark.parametrize(
-    "program, reaches_its_end",
-    [
-        ("x = 1", True),
-        ("print('é' * 9)", True),
-        ("import os, sys; os.chdir('/')", True),
-        ("raise SystemExit(0)", False),
-        ("import os; os._exit(0)", False),
-        ("assert False", False),
-        ("x = bytearray(8 << 30)", False),
-        ("open('finished', 'w').write('yes'); raise SystemExit", False),
-        ("import torch", False),
-    ],
-)
-def test_only_the_end_of_a_program_counts(program, reaches_its_end):
-    assert run_program(program, time_limit=20) is reaches_its_end
-
-
-def test_a_program_without_end_is_killed_with_what_it_started(tmp_path):
-    child = f"import time; time.sleep(2); open({str(tmp_path / 'late')!r}, 'w')"
-    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])\nwhile True: pass"
-    assert run_program(program, time_limit=1.0) is False
-    time.sleep(2)
-    assert not (tmp_path / "late").exists()

@@ -13,7 +13,8 @@ from transformers import CompileConfig, GenerationConfig, GenerationMixin
 import modeling_llada.generation_config_llada as generation_config_llada
 import modeling_llada.generation_llada as generation_llada
 from modeling_llada import LLaDAGenerationConfig, LLaDAModelLM, generate_many
-from modeling_llada.generation_config_llada import HINTS, NEUTRAL
+from modeling_llada.generation_config_llada import DEFAULTS, HINTS, NEUTRAL
+from tests.helpers import ROOT
 
 PROMPT = torch.tensor([[5, 6, 7], [8, 9, 10]])
 FEW = {"max_new_tokens": 8, "stop_at_eos": False}
@@ -103,6 +104,18 @@ def test_prompts_may_be_lists_arrays_and_integers_of_any_width(tiny_model) -> No
         assert output.dtype == torch.int64 and torch.equal(output, expected)
     masked = [[5, MASK, 7]]
     assert torch.equal(tiny_model.infill(masked), tiny_model.infill(torch.tensor(masked)))
+
+
+def test_values_that_change_nothing_are_as_good_as_none(tiny_model) -> None:
+    options = {name: value for name, value in NEUTRAL.items() if name in DEFAULTS}
+    plain = LLaDAGenerationConfig(**FEW)
+    plain_file = GenerationConfig.from_pretrained(ROOT / "checkpoints" / "llada-tiny")
+    for config in (
+        LLaDAGenerationConfig(**FEW, **options),
+        plain.updated(**options),
+        LLaDAGenerationConfig.from_generation_config(plain_file),
+    ):
+        assert {name: getattr(config, name) for name in options} == dict.fromkeys(options)
 
 
 def test_inputs_is_another_name_of_input_ids(tiny_model) -> None:

@@ -161,9 +161,15 @@ def test_a_switch_that_the_model_does_not_compute_is_refused_by_name(name) -> No
         LLaDAConfig(**SMALL, **{name: UNSUPPORTED[name]})
 
 
+@pytest.mark.parametrize("value", ["linear", 1, [1.0], {}], ids=str)
+def test_a_scaling_of_positions_is_refused_by_name_whatever_it_is(value) -> None:
+    with pytest.raises(ValueError, match=r"`rope_scaling` must be None, got "):
+        LLaDAConfig(**SMALL, rope_scaling=value)
+
+
 @pytest.mark.parametrize("fields", [{"architectures": ["LLaDAMoEModelLM"]}, {"num_experts": 64}], ids=str)
 def test_llada_moe_is_refused_by_name(fields) -> None:
-    with pytest.raises(ValueError, match=r"LLaDA-MoE checkpoint .*only the dense LLaDA models"):
+    with pytest.raises(ValueError, match=r"LLaDA-MoE checkpoint .*load it with the class `LLaDAMoEModelLM`"):
         LLaDAConfig(**SMALL, **fields)
 
 

@@ -387,6 +387,16 @@ def test_the_mask_token_is_never_proposed(tiny_model) -> None:
 def test_the_choices_of_an_option_are_those_that_the_loop_knows() -> None:
     assert TABLE["remasking"][2] == (*unmasking_llada.CONFIDENCE_MEASURES, "random")
     assert set(unmasking_llada.COMMIT_RULES) <= set(TABLE)
+    assert TABLE["fallback"][2] == unmasking_llada.FALLBACKS
+
+
+def test_without_a_rule_the_leftmost_fallback_decodes_from_left_to_right(tiny_model) -> None:
+    output = tiny_model.generate(
+        prompts(5)[0], max_new_tokens=6, fallback="leftmost", stop_at_eos=False,
+        return_dict_in_generate=True, output_history=True,
+    )  # fmt: skip
+    masked = [(canvas == MASK)[0].nonzero()[:, 0].tolist() for canvas in output.history]
+    assert masked == [list(range(first, 11)) for first in range(5, 12)]
 
 
 def test_the_docstring_explains_every_option_of_the_table() -> None:

@@ -445,7 +445,7 @@ def test_a_config_for_open_length_survives_saving(tmp_path) -> None:
 
 def test_options_written_by_hand_are_taken_and_the_others_stay_at_their_defaults(tmp_path, caplog) -> None:
     small_model().save_pretrained(tmp_path)
-    written = {"remasking": "margin", "max_new_tokens": 9, "num_beams": 4}
+    written = {"remasking": "margin", "max_new_tokens": 9, "num_beams": 4, "": None}
     (tmp_path / "generation_config.json").write_text(json.dumps(written))
     generation_config_llada.logger.propagate = True
     options = LLaDAModelLM.from_pretrained(tmp_path).generation_config

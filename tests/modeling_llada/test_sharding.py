@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
 
-from modeling_llada import LLaDAConfig, LLaDAModel, LLaDAModelLM
+from modeling_llada import (
+    ILLaDAConfig,
+    ILLaDAForCausalLM,
+    LLaDAConfig,
+    LLaDAModel,
+    LLaDAModelLM,
+    LLaDAMoEConfig,
+    LLaDAMoEModelLM,
+)
 from modeling_llada.configuration_llada import SPLITS_VOCABULARY
 from modeling_llada.modeling_llada import LLaDABlock
 
@@ -18,6 +27,20 @@ from .two_shards import CHECKPOINTS, MASK, SHARDINGS, computed_by
 SCRIPT = Path(__file__).with_name("two_shards.py")
 SMALL = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 64, "vocab_size": 100}
 SMALL |= {"mask_token_id": MASK, "eos_token_id": 0, "pad_token_id": 0, "init_fn": "normal", "init_std": 0.3}
+RELATIVE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+RELATIVE |= {"vocab_size": 100, "mask_token_id": MASK, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.3}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "expert_intermediate_size": 16, "dense_intermediate_size": 64}
+
+
+def new_model(checkpoint: str) -> LLaDAModelLM:
+    """A random model for each of `CHECKPOINTS`."""
+    torch.manual_seed(0)
+    if checkpoint == "illada":
+        return ILLaDAForCausalLM(ILLaDAConfig(**RELATIVE, intermediate_size=64))
+    if checkpoint == "moe":
+        more = {"moe_layer_freq": [0, 1], "shared_expert_intermediate_size": 16}
+        return LLaDAMoEModelLM(LLaDAMoEConfig(**RELATIVE, **EXPERTS, **more))
+    return LLaDAModelLM(LLaDAConfig(**SMALL, weight_tying=checkpoint == "tied"))
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +48,7 @@ def folder(tmp_path_factory):
     """The checkpoints, and `results.pt` of the two processes."""
     folder = tmp_path_factory.mktemp("shards")
     for name in CHECKPOINTS:
-        torch.manual_seed(0)
-        LLaDAModelLM(LLaDAConfig(**SMALL, weight_tying=name == "tied")).save_pretrained(folder / name)
+        new_model(name).save_pretrained(folder / name)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
@@ -42,8 +64,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_two_processes_compute_what_one_computes(folder, checkpoint, sharding) -> None:
     results = torch.load(folder / "results.pt", weights_only=False)[checkpoint, sharding]
-    expected = computed_by(LLaDAModelLM.from_pretrained(folder / checkpoint, dtype=torch.float32).eval())
-    assert len(expected) == 1 + 3 * 2 + 1 + 1 + (1 + 2 * 9 + 1 + (checkpoint == "untied"))
+    expected = computed_by(AutoModel.from_pretrained(folder / checkpoint, dtype=torch.float32).eval())
+    assert len(expected) == 1 + 3 * 2 + 1 + 1 + len(dict(new_model(checkpoint).named_parameters()))
     for name, value in expected.items():
         if name.startswith("tokens"):
             assert torch.equal(results[name], value), name
@@ -51,15 +73,16 @@ def test_two_processes_compute_what_one_computes(folder, checkpoint, sharding) -
             assert torch.allclose(results[name], value, atol=1e-4), name
     vocabulary = {"wte": 100 * 32 // 2, "ff_out": 100 * 32 // 2} if SPLITS_VOCABULARY else {}
     assert results["numbers here"] == {"blocks.0.q_proj": 32 * 32 // 2, **vocabulary}
-    assert results["blocks"] == {"FSDPLLaDABlock" if sharding == "FSDP2" else "LLaDABlock"}
+    block = type(new_model(checkpoint).model.transformer.blocks[0]).__name__
+    assert results["blocks"] == {f"FSDP{block}" if sharding == "FSDP2" else block}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", SHARDINGS)
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_two_processes_save_the_weights_of_the_whole_model(folder, checkpoint, sharding) -> None:
-    expected = LLaDAModelLM.from_pretrained(folder / checkpoint, dtype=torch.float32).state_dict()
-    saved = LLaDAModelLM.from_pretrained(folder / sharding / checkpoint, dtype=torch.float32).state_dict()
+    expected = AutoModel.from_pretrained(folder / checkpoint, dtype=torch.float32).state_dict()
+    saved = AutoModel.from_pretrained(folder / sharding / checkpoint, dtype=torch.float32).state_dict()
     assert saved.keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in saved.items())
 

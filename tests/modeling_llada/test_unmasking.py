@@ -7,6 +7,7 @@ import torch
 
 from modeling_llada.unmasking_llada import (
     COMMIT_RULES,
+    FALLBACKS,
     CommitRule,
     EntropyBound,
     Factor,
@@ -176,6 +177,30 @@ def test_entropy_bound_commits_the_largest_n_whose_entropies_without_the_largest
     assert commit(EntropyBound(0.31), [0.9, 0.5, 0.8], 1, [0.1, 0.5, 0.2]) == [1, 1, 1]
     assert commit(EntropyBound(0.0), [0.9, 0.5, 0.8], 1, [0.1, 0.5, 0.2]) == [1, 0, 0]
     assert commit(EntropyBound(9.0), [NOTHING, 0.5], 1, [0.0, 0.3]) == [0, 1]
+
+
+def test_the_leftmost_fallback_commits_what_the_rule_allows_and_else_the_first_masked_token() -> None:
+    rule = Threshold(0.9, "leftmost")
+    assert commit(rule, [NOTHING, 0.1, 0.95, 0.8]) == [0, 0, 1, 0]
+    assert commit(rule, [NOTHING, 0.1, 0.2, 0.8]) == [0, 1, 0, 0]
+    assert commit(rule, [NOTHING, 0.1, 0.95, 0.8], 2) == [0, 1, 1, 0]
+    assert commit(rule, [NOTHING, NOTHING]) == [0, 0]
+    assert commit(rule, [0.1, 0.2], 0) == [0, 0]
+    plain = CommitRule(fallback="leftmost")
+    assert commit(plain, [NOTHING, 0.1, 0.95, 0.8], 2) == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("name", COMMIT_RULES)
+def test_both_fallbacks_commit_equally_many_and_all_that_the_rule_allows(name) -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(200, 6, generator=generator)
+    confidence[torch.rand(200, 6, generator=generator) < 0.4] = NOTHING
+    entropies = torch.rand(200, 6, generator=generator)
+    for at_least in (0, 1, 3):
+        left, confident = (COMMIT_RULES[name](0.5, way)(confidence, at_least, entropies) for way in FALLBACKS[::-1])
+        allowed = COMMIT_RULES[name](0.5)(confidence, 0, entropies)
+        assert torch.equal(left.sum(-1), confident.sum(-1))
+        assert (left | ~allowed).all() and not (left & ~confidence.isfinite()).any()
 
 
 @pytest.mark.parametrize("name", COMMIT_RULES)

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModel
 
 from modeling_llada import LLaDAModelLM
 from modeling_llada.configuration_llada import SPLITS_VOCABULARY
 
-CHECKPOINTS = ("tied", "untied")
+# transformers 4 has no rule for the gradient of a norm whose heads are split.
+CHECKPOINTS = ("tied", "untied", "illada", *(("moe",) if SPLITS_VOCABULARY else ()))
 # The ways to shard, as options of transformers' `DistributedConfig`; transformers 4 has neither it nor FSDP2.
 SHARDINGS: dict[str, dict[str, Any]] = {"tensor parallel": {"tp_size": 2, "tp_plan": "auto"}}
 if SPLITS_VOCABULARY:
@@ -53,11 +55,11 @@ def computed_by(model: LLaDAModelLM) -> dict[str, Tensor]:
 def sharded(checkpoint: Path, options: dict[str, Any]) -> LLaDAModelLM:
     """The part of a model that belongs to this process."""
     if not SPLITS_VOCABULARY:
-        return LLaDAModelLM.from_pretrained(checkpoint, dtype=torch.float32, tp_plan=options["tp_plan"])
+        return AutoModel.from_pretrained(checkpoint, dtype=torch.float32, tp_plan=options["tp_plan"])
     from transformers.distributed import DistributedConfig
 
     config = DistributedConfig(**options)
-    return LLaDAModelLM.from_pretrained(checkpoint, dtype=torch.float32, distributed_config=config)
+    return AutoModel.from_pretrained(checkpoint, dtype=torch.float32, distributed_config=config)
 
 
 def main(folder: Path) -> None:

@@ -94,6 +94,8 @@ def test_documents_without_a_token_are_refused(tokenizer):
     ("name", "content", "message"),
     [
         ("none.jsonl", None, "must name existing files, got .*none.jsonl', which does not exist"),
+        ("null.jsonl", '{"text": "a"}\n\nnull\n', "must hold one JSON object per line, got null in line 3; repair it"),
+        ("null.json", "\nnull\n", "must hold one JSON object per line, got null in line 2; repair it"),
         ("empty.jsonl", "\n \n", "must hold at least one document, got an empty file"),
         ("broken.jsonl", '{"text": "a"\n', "must hold one JSON object per line, got: JSON parse error"),
         ("table.csv", "a,b\n", "must end in .txt, .jsonl, .json, got .*table.csv"),

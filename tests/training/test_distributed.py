@@ -53,6 +53,15 @@ JOBS = {
         "data": "conversations",
         "evaluation_data": "21-conversations",
     },
+    # TRL averages the losses of evaluation batches, so here the set does divide.
+    "dpo": {
+        "trainer": "LLaDADPOTrainer",
+        "config": "LLaDADPOConfig",
+        "options": {name: value for name, value in OPTIONS.items() if name != "low_discrepancy"}
+        | {"bf16": False, "num_noise_samples": 2},
+        "data": "preferences",
+        "evaluation_data": "16-preferences",
+    },
 }
 
 
@@ -68,6 +77,10 @@ def inputs(tmp_path_factory, tokenizer, sequences):
     sequences.select(range(61)).save_to_disk(folder / "61-sequences")
     conversations.save_to_disk(folder / "conversations")
     conversations.select(range(21)).save_to_disk(folder / "21-conversations")
+    answers = {"chosen": [text[:20] for text in TEXTS], "rejected": [text[-12:] for text in TEXTS]}
+    preferences = Dataset.from_dict({"prompt": TEXTS, **answers})
+    preferences.save_to_disk(folder / "preferences")
+    preferences.select(range(16)).save_to_disk(folder / "16-preferences")
     return folder
 
 

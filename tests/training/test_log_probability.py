@@ -1,12 +1,20 @@
 """Laws of the log-probability for preference and reinforcement learning: unbiased, and free of noise where shared."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from llada_training import draw_noises, elbo_log_probability
+from llada_training import (
+    draw_noises,
+    elbo_log_probability,
+    elbo_token_terms,
+    quadrature_levels,
+    score_masked,
+    stratified_levels,
+)
 
 MASK = 488
 
@@ -21,6 +29,26 @@ def questions(num_rows):
     labels = ids.clone()
     labels[:, :6] = -100
     return ids, labels, torch.arange(num_rows)
+
+
+def bound_of_each_mask(model, ids, labels):
+    """Every set of masked answer tokens of one row, bool [sets, seq], and its sum of log p(token | noisy row)."""
+    answer = (labels[0] != -100).nonzero()[:, 0]
+    is_chosen = torch.tensor(list(itertools.product([False, True], repeat=len(answer)))[1:])
+    is_masked = torch.zeros(len(is_chosen), ids.shape[1], dtype=torch.bool)
+    is_masked[:, answer] = is_chosen
+    clean = ids.expand(len(is_masked), -1)
+    with torch.no_grad():
+        logits = logits_of(model)(clean.masked_fill(is_masked, MASK), is_masked)
+    losses = score_masked(logits, clean, is_masked).token_losses
+    return is_masked, -torch.stack([part.sum() for part in losses.split(is_masked.sum(-1).tolist())]).double()
+
+
+def exact_bound(model, ids, labels):
+    """The bound of Eq. 6 by enumeration: the mean over counts l of L / l times the mean over the masks of l tokens."""
+    is_masked, sums = bound_of_each_mask(model, ids, labels)
+    counts, num_answer = is_masked.sum(-1), int((labels != -100).sum())
+    return torch.stack([num_answer / count * sums[counts == count].mean() for count in range(1, num_answer + 1)]).mean()
 
 
 @pytest.fixture
@@ -61,6 +89,59 @@ def test_the_estimate_is_unbiased_for_the_recorded_exact_bound(reference, num_le
     error = values.std() / num_rows**0.5
     assert values.shape == (num_rows,) and values.dtype == torch.float32
     assert abs(values.mean() - recorded["cfg0.0"]["exact_elbo"]) < 4 * error
+
+
+@pytest.mark.parametrize("complementary", [False, True])
+@pytest.mark.parametrize(("levels", "num_levels"), [("stratified", 1), ("stratified", 3), ("quadrature", 2)])
+def test_every_estimate_has_the_enumerated_bound_as_its_mean(trained, levels, num_levels, complementary):
+    ids, labels, _ = questions(1)
+    labels[:, :12] = -100  # an answer of 4 tokens, for which 2 nodes have no error
+    num_rows = 512
+    many = (ids.expand(num_rows, -1), labels.expand(num_rows, -1), torch.arange(num_rows))
+    noises = draw_noises(*many, MASK, num_levels, 0, 0, levels=levels, complementary=complementary)
+    assert len(noises) == num_levels * (1 + complementary)
+    with torch.no_grad():
+        values = elbo_log_probability(logits_of(trained), noises, many[1]).double()
+    assert abs(values.mean() - exact_bound(trained, ids, labels)) < 3 * values.std() / num_rows**0.5
+
+
+@pytest.mark.parametrize("num_answer", [1, 2, 5, 6])
+def test_quadrature_of_k_nodes_has_no_error_for_answers_of_2k_tokens(trained, num_answer):
+    ids, labels, _ = questions(1)
+    labels[:, :-num_answer] = -100
+    is_masked, sums = bound_of_each_mask(trained, ids, labels)
+    counts = is_masked.sum(-1)
+    total = sum(
+        weight * (t ** (counts - 1) * (1 - t) ** (num_answer - counts) * sums).sum()
+        for t, weight in zip(*quadrature_levels((num_answer + 1) // 2))
+    )
+    assert torch.allclose(total, exact_bound(trained, ids, labels), rtol=1e-10)
+
+
+def test_quadrature_levels_are_those_of_the_tables():
+    levels, weights = quadrature_levels(2)
+    half = 1 / 12**0.5
+    assert torch.allclose(levels, torch.tensor([0.5 - half, 0.5 + half], dtype=torch.float64))
+    assert torch.allclose(weights, torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("levels", ["stratified", "quadrature"])
+def test_a_pass_and_its_complement_mask_every_answer_token_once(levels):
+    ids, labels, example_ids = questions(32)
+    noises = draw_noises(ids, labels, example_ids, MASK, 3, 0, 0, levels=levels, complementary=True)
+    alone = draw_noises(ids, labels, example_ids, MASK, 3, 0, 0, levels=levels)
+    for drawn, complement, single in zip(noises[:3], noises[3:], alone):
+        assert torch.equal(drawn.is_masked, single.is_masked)
+        assert torch.equal(drawn.is_masked ^ complement.is_masked, labels != -100)
+        assert not (drawn.is_masked & complement.is_masked).any()
+
+
+def test_token_terms_add_up_to_the_bound_and_lie_in_the_answer(policy):
+    ids, labels, example_ids = questions(4)
+    noises = draw_noises(ids, labels, example_ids, MASK, 8, 0, 0)
+    terms = elbo_token_terms(logits_of(policy), noises, labels)
+    assert terms.shape == ids.shape and not terms[labels == -100].any()
+    assert torch.equal(terms.sum(-1), elbo_log_probability(logits_of(policy), noises, labels))
 
 
 def test_levels_cover_the_unit_interval_evenly_and_each_row_has_its_own():
@@ -156,3 +237,13 @@ def test_no_level_at_all_is_refused():
     ids, labels, example_ids = questions(1)
     with pytest.raises(ValueError, match="`num_levels` must be at least 1, got 0"):
         draw_noises(ids, labels, example_ids, MASK, 0, 0, 0)
+    with pytest.raises(ValueError, match="`num_levels` must be at least 1, got 0"):
+        quadrature_levels(0)
+    with pytest.raises(ValueError, match="`num_levels` must be at least 1, got -1"):
+        stratified_levels(example_ids, -1, 0, 0)
+
+
+def test_an_unknown_choice_of_levels_is_refused():
+    ids, labels, example_ids = questions(1)
+    with pytest.raises(ValueError, match="`levels` must be one of stratified, quadrature, got 'gauss'"):
+        draw_noises(ids, labels, example_ids, MASK, 2, 0, 0, levels="gauss")

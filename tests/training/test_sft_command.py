@@ -151,6 +151,19 @@ def test_four_bits_without_their_library_say_what_to_install(arguments):
         sft_main([*arguments, "--use_peft", "--load_in_4bit"])
 
 
+@pytest.mark.quantization
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_over_four_bits_is_trained_and_merged_into_the_original_weights(arguments, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    sft_main([*arguments, "--use_peft", "--load_in_4bit", "--lora_r", "2"])
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert any(value.any() for name, value in adapter.items() if "lora_B" in name)
+    before, merged = weights_of(MODEL), weights_of(tmp_path / "run")
+    name = "model.transformer.blocks.0.q_proj.weight"
+    rank = torch.linalg.matrix_rank(merged[name] - before[name], rtol=1e-3)
+    assert 0 < rank <= 2, "the difference is the adapter's, and no rounding to four bits"
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 

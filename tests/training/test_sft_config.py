@@ -22,7 +22,6 @@ def config(**options):
         ({"truncation_mode": "keep_end"}, "`truncation_mode` must be keep_start .*, got keep_end"),
         ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "`dataset_kwargs` must be None .*numbered, checked and"),
         ({"pad_token": "x"}, "`pad_token` must be None .*neither seen nor scored.*, got x"),
-        ({"router_aux_loss_coef": 0.1}, "`router_aux_loss_coef` must be None .*no experts.*, got 0.1"),
         ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0.0"),
         ({"use_liger_kernel": True}, "`use_liger_kernel` must be False"),
         ({"assistant_only_loss": False}, "`assistant_only_loss` must not be False .*, got False; leave it out"),

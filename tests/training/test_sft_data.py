@@ -76,6 +76,22 @@ def test_an_id_beyond_the_model_is_refused_and_the_example_named():
         finish([row([1]), row([2, 90])])
 
 
+def test_an_id_below_zero_is_refused_and_the_example_named():
+    with pytest.raises(ValueError, match=r"must be at least 0, got -1 in example 1; use"):
+        finish([row([1]), row([2, -1])])
+
+
+@pytest.mark.parametrize("label, rule", [(90, "below the model's"), (-1, "at least 0, got -1"), (99, "hold the mask")])
+def test_a_label_is_a_token_that_can_be_hidden(label, rule):
+    with pytest.raises(ValueError, match=rf"{rule}.* in the labels of example 1"):
+        finish([row([1]), row([2, 3], [-100, label])])
+
+
+def test_every_token_has_a_label():
+    with pytest.raises(ValueError, match=r"`labels` must be as many as `input_ids`, got 1 and 2 in example 0"):
+        finish([row([1, 2], [1])])
+
+
 def test_numbers_that_the_data_bring_are_kept():
     dataset = Dataset.from_dict({"example_id": [5, 3], "text": ["a", "b"]})
     assert number_examples(dataset)["example_id"][:] == [5, 3]
@@ -141,6 +157,13 @@ def test_a_conversation_without_the_assistant_is_refused_and_named(make_sft_trai
     messages = [*chats["messages"][:2], [{"role": "user", "content": "Anyone?"}]]
     with pytest.raises(ValueError, match="turn of the role 'assistant', got none in example 2 of the train data"):
         make_sft_trainer(train_dataset=Dataset.from_dict({"messages": messages}))
+
+
+def test_a_completion_without_the_assistant_is_refused_and_named(make_sft_trainer):
+    asked = {"role": "user", "content": "Anyone?"}
+    rows = Dataset.from_dict({"prompt": [[asked]], "completion": [[asked]]})
+    with pytest.raises(ValueError, match="turn of the role 'assistant', got none in example 0 of the train data"):
+        make_sft_trainer(train_dataset=rows)
 
 
 def test_an_answer_that_is_missing_is_refused_and_named(make_sft_trainer, chats):

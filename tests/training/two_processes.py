@@ -41,7 +41,7 @@ def make_trainer(job: dict, name: str, **options: Any) -> Any:
     )
     return getattr(llada_training, job["trainer"])(
         LLaDAModelLM.from_pretrained(job["model"], dtype=torch.float32),
-        config,
+        args=config,
         train_dataset=load_from_disk(job["data"]),
         eval_dataset=load_from_disk(job["evaluation_data"]),
         processing_class=PreTrainedTokenizerFast.from_pretrained(job["model"]),
