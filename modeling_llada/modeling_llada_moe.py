@@ -25,6 +25,8 @@ from .llama_layout_llada import CONVERTS_BY_RULES, RelativeBlock, RelativeModelL
 from .modeling_llada import LLaDAModel, LLaDAPreTrainedModel, LLaDARMSNorm
 
 # transformers 4 finds the files of a checkpoint's code through the imports of its modelling file alone.
+from .batching_manager_llada import LLaDABatchingManager as LLaDABatchingManager  # isort: skip
+from .batching_results_llada import LLaDABatchOutput as LLaDABatchOutput  # isort: skip
 from .cache_llada import BlockCache as BlockCache  # isort: skip
 from .canvas_llada import Canvas as Canvas  # isort: skip
 from .configuration_llada import LLaDAConfig as LLaDAConfig  # isort: skip
