@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from llada_core.tokenization import EOT_TOKEN
+from llada_core.tokenization import LLADA, LLADA_MOE
 
 # What torch takes as a seed.
 SEEDS = (-(2**63), 2**64 - 1)
@@ -95,6 +95,10 @@ class RequestError(ValueError):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+# Ends of a turn, which a tokenizer without the token spells out.
+ENDS_OF_TURN = tuple(kind.end_of_turn for kind in (LLADA, LLADA_MOE) if kind.end_of_turn)
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How much a single request may ask for; None leaves the model's own limit.
@@ -162,7 +166,7 @@ class Job:
     base: GenerationConfig | None = None
     seed: int = field(default_factory=lambda: secrets.randbits(63))
     max_tokens: int | None = None
-    cuts: tuple[str, ...] = (EOT_TOKEN,)
+    cuts: tuple[str, ...] = ENDS_OF_TURN
     suffix: str | None = None
     suffix_ids: list[int] = field(default_factory=list)
     num_prompt_tokens: int = 0
@@ -198,7 +202,7 @@ def read_job(body: dict[str, Any], endpoint: str, request_id: str, bounds: Bound
     job.base, options = _read_generation_config(body), _read_numbers(body)
     if "stop" in body and body["stop"] is not None:
         stops = _read_stops(body["stop"])
-        options["stop_strings"], job.cuts = stops, (*stops, EOT_TOKEN)
+        options["stop_strings"], job.cuts = stops, (*stops, *ENDS_OF_TURN)
     if body.get("logit_bias"):
         options["sequence_bias"] = _read_biases(body["logit_bias"])
     if body.get("seed") is not None:
