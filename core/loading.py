@@ -22,7 +22,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from llada_checkpoints import BUNDLED_MODEL
 from modeling_llada import ILLaDAForCausalLM, LLaDAGenerationConfig, LLaDAModelLM, LLaDAMoEModelLM
 from modeling_llada.configuration_llada import MODEL_TYPES, RELATIVES, read_json_object, read_weight_index
-from modeling_llada.generation_config_llada import READERS
+from modeling_llada.generation_config_llada import READERS, is_read
 
 from .host import avoid_broken_amx
 from .hub import hub_errors, local_folder
@@ -241,9 +241,7 @@ def check_files(name: str, folder: Path) -> None:
         OSError: for a file that cannot be read.
     """
     for file, read in _READERS.items():
-        # Where all weights lie in one file, no index is read.
-        is_read = not (file.endswith(".index.json") and (folder / file.removesuffix(".index.json")).is_file())
-        if is_read and (folder / file).is_file():
+        if is_read(str(folder / file)):
             try:
                 read(folder / file)
             except ValueError as error:

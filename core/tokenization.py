@@ -107,8 +107,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, missing: str = "raise"
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     """Return the special tokens of the kind of LLaDA that a tokenizer belongs to; LLaDA's own unless it is another."""
-    kinds = [kind for kind in (LLADA, LLADA_MOE, ILLADA) if not missing_tokens(tokenizer, [kind.mask])]
-    return kinds[0] if kinds else LLADA
+    return next((kind for kind in (LLADA, LLADA_MOE, ILLADA) if not missing_tokens(tokenizer, [kind.mask])), LLADA)
 
 
 def chat_template(kind: SpecialTokens = LLADA) -> str:
@@ -124,8 +123,9 @@ def chat_template(kind: SpecialTokens = LLADA) -> str:
 
 def missing_tokens(tokenizer: PreTrainedTokenizerBase, tokens: list[str] | tuple[str, ...]) -> list[str]:
     """Return those of `tokens` that are not in the tokenizer's vocabulary, in order."""
-    vocabulary = tokenizer.get_vocab()
-    return [token for token in tokens if token not in vocabulary]
+    # Looked up one by one: `get_vocab` copies the whole vocabulary, and every answer that is decoded asks.
+    ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    return [t for t, token_id in zip(tokens, ids) if token_id is None or tokenizer.convert_ids_to_tokens(token_id) != t]
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:

@@ -291,7 +291,7 @@ class LLaDAMoEConfig(RelativeConfig):
         self.expert_intermediate_size = expert_intermediate_size
         self.shared_expert_intermediate_size = shared_expert_intermediate_size
         self.dense_intermediate_size = dense_intermediate_size
-        self.moe_layer_freq = moe_layer_freq
+        self.moe_layer_freq: Any = moe_layer_freq
         self.qk_layernorm = qk_layernorm
         self.clip_qkv = clip_qkv
         self.moe_router_enable_expert_bias = moe_router_enable_expert_bias
@@ -314,7 +314,7 @@ class LLaDAMoEConfig(RelativeConfig):
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has experts."""
-        return bool(self.moe_layer_freq[layer] if isinstance(self.moe_layer_freq, list) else self.moe_layer_freq)
+        return bool(self.moe_layer_freq[layer])
 
     @property
     def rotary_dim(self) -> int:

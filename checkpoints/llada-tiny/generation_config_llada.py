@@ -529,11 +529,14 @@ def check_files(folder: Any) -> None:
         ValueError: for a generation config or an index of weights that is damaged, naming it.
     """
     for name, read in READERS.items():
-        file = os.path.join(folder, name)
-        # Where all weights lie in one file, no index is read.
-        is_read = not (name.endswith(".index.json") and os.path.isfile(file.removesuffix(".index.json")))
-        if is_read and os.path.isfile(file):
+        if is_read(file := os.path.join(folder, name)):
             read(file)
+
+
+def is_read(file: str) -> bool:
+    """Whether a file beside the weights is there and counts: no index does where all weights lie in one file."""
+    is_unused = file.endswith(".index.json") and os.path.isfile(file.removesuffix(".index.json"))
+    return os.path.isfile(file) and not is_unused
 
 
 def _read_generation_config(file: str) -> None:
