@@ -115,8 +115,8 @@ def push_upload(upload: Upload, private: bool = True, revision: str | None = Non
     api, repo_id = HfApi(library_name="llada-hf"), upload.repo_id
     kind: dict[str, Any] = {"repo_type": "space" if upload.kind == "space" else "model"}
     with hub_errors(repo_id):
-        sdk = {"space_sdk": "gradio"} if upload.kind == "space" else {}
-        api.create_repo(repo_id, private=private, exist_ok=True, **kind, **sdk)
+        sdk = "gradio" if upload.kind == "space" else None
+        api.create_repo(repo_id, private=private, exist_ok=True, space_sdk=sdk, **kind)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True, **kind)
         stale = [

@@ -318,8 +318,12 @@ def launch(checkpoint: Checkpoint, name: str, **options: Any) -> Any:
         name: what the page calls it.
         options: of Gradio's `launch`, such as `server_name`, `server_port`, `inbrowser` and `prevent_thread_lock`.
     """
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from the network
-    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts)
+    theme = gr.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],  # none from the network
+        font_mono=["ui-monospace", "monospace"],
+    )
     return build(checkpoint, name).launch(theme=theme, css=CSS, footer_links=[], ssr_mode=False, **options)
 
 
