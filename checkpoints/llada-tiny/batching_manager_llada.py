@@ -507,8 +507,10 @@ class LLaDABatchingManager:
             with torch.no_grad(), torch.autocast(device, dtype, is_autocast), contextlib.ExitStack() as packed:
                 self._is_packed = False
                 while (requests := self._next_requests(packed)) is not None:
-                    for group in group_rows(requests):
-                        self._denoise(group)
+                    for group in group_rows(requests, self.model.device):
+                        # Some may have been cancelled while others were denoised.
+                        if staying := [request for request in group if not request.is_leaving]:
+                            self._denoise(staying)
         except BaseException as fatal:
             logger.error(f"The manager's thread died: {fatal!r}", exc_info=True)
             status.fatal_error = error = fatal

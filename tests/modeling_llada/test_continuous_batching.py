@@ -7,7 +7,8 @@ import torch
 from transformers import CompileConfig
 
 from modeling_llada import LLaDAAnswer, LLaDAGenerationConfig, LLaDAModelLM, generate_many
-from modeling_llada.continuous_batching_llada import Row, lay_out
+from modeling_llada import continuous_batching_llada as batching
+from modeling_llada.continuous_batching_llada import Row, lay_out, split_by_width
 
 EOS, MASK, EOT = 481, 488, 491
 # Enough ids end a row that answers of one batch end in different blocks.
@@ -133,6 +134,34 @@ def test_prompts_of_one_length_fill_the_same_columns_at_every_block() -> None:
     positions, _, _ = lay_out(rows, visible_suffix=None, masks_stand_after=False)
     assert positions.shape == (3, 17)
     assert (positions >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "widths, groups",
+    [
+        ([18, 128, 20, 120, 16], [[128, 120], [20, 18, 16]]),  # 2 * 64 + 2 * 128 + 3 * 20 instead of 64 + 5 * 128
+        ([30, 10, 20], [[30, 20, 10]]),
+        ([100, 36, 36], [[100], [36, 36]]),  # two passes save 2 * 64 columns
+        ([99, 68], [[99, 68]]),
+        ([7], [[7]]),
+    ],
+)
+def test_rows_of_very_different_widths_have_passes_of_their_own(widths, groups) -> None:
+    rows = [row(1, 1, width, width) for width in widths]
+    assert [[each.num_columns for each in group] for group in split_by_width(rows)] == groups
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.8, "cfg_scale": 0.5, **ENDING}, {"suffix_window": 0, **ENDING}], ids=label
+)
+def test_passes_of_their_own_change_no_answer(tiny_model, monkeypatch, options) -> None:
+    monkeypatch.setattr(batching, "PASS_COLUMNS", 2)
+    options = {**BLOCKS, **options}
+    for answer in generate_many(tiny_model, RAGGED, batch_size=4, seeds=3, **options):
+        expected = alone(tiny_model, RAGGED[answer.index], 3 + answer.index, **options)
+        assert (answer.ids, answer.num_forward_passes) == expected
+    sizes = batch_sizes(tiny_model, RAGGED[:4], batch_size=4, **{**BLOCKS, "suffix_window": 0})
+    assert sizes[: 3 * 6 : 6] == [1, 1, 2]  # prompts of 13, 9, and twice 4 tokens
 
 
 def test_the_longest_prompts_come_first(tiny_model) -> None:
