@@ -28,9 +28,12 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / MIB
 
 
-def resident() -> float:
-    """Memory of this process now, in MiB; its peak so far where the system does not tell."""
-    path = Path("/proc/self/statm")
+def resident(process: int | str = "self") -> float:
+    """Memory of a process now, this one or the one of a number, in MiB.
+
+    Where the system does not tell, it is the peak of this process so far.
+    """
+    path = Path(f"/proc/{process}/statm")
     if not path.exists():
         return peak()
     return int(path.read_text().split()[1]) * resource.getpagesize() / MIB

@@ -1,13 +1,16 @@
-"""Serve the same requests one at a time, in static batches and by continuous batching; soak the server.
+"""Serve the same requests one at a time, in static batches and by continuous batching; soak and flood the server.
 
 Requests come at random (Poisson) with prompts and answers of mixed lengths, at the same times for every way. At
 "concurrency" c, 0.7 c requests come on average in the time that one takes alone, so that one at a time falls behind
 from c = 2 on. A static batch takes all requests that wait, up to `--batch`, and its answers are done together.
-Usage:
+"continuous, padded" is continuous batching without passes of their own for narrow rows. The ways take turns in every
+round, so that other programs disturb all of them; the table has the medians of the rounds. Usage:
 
     python benchmarks/serving.py                                        # the bundled model
-    python benchmarks/serving.py --model random-104m --requests 32 --concurrency 1,16 --json result.json
+    python benchmarks/serving.py --model random-104m --requests 16 --concurrency 1,16 --json result.json
+    python benchmarks/serving.py --passes                               # how much batching can give at most
     python benchmarks/serving.py --soak 5000                            # through HTTP; some leave, some send rubbish
+    python benchmarks/serving.py --flood 10000                          # all at once, to a process of `llada serve`
 """
 
 import argparse
@@ -15,25 +18,34 @@ import asyncio
 import json
 import queue
 import random
+import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
-import psutil
 import torch
+from process_memory import resident
 from report import command, machine, table, write_json
 
 from llada_core.loading import Checkpoint, load_checkpoint
-from modeling_llada import LLaDAConfig, LLaDAModelLM
+from modeling_llada import LLaDAConfig, LLaDAModelLM, continuous_batching_llada
 
 PROMPT_LENGTHS, ANSWER_LENGTHS, BLOCK = (8, 16, 32, 64), (16, 32, 64), 16
 LOAD = 0.7
 # Of a soak: the share of clients that leave early, and of bad requests.
 LEAVING, BAD = 0.10, 0.05
+# Connections of a flood at once: fewer than the files that a process may open.
+CONNECTIONS = 512
+# Rows and columns of the passes that are timed.
+PASSES = ((1, 32), (1, 64), (1, 128), (4, 64), (16, 64), (16, 128))
 OPTIONS: dict[str, Any] = {"block_length": BLOCK, "stop_at_eos": False, "suffix_window": 0}
 
 
@@ -115,6 +127,20 @@ class Continuous:
         self.manager.stop(block=True)
 
 
+class Padded(Continuous):
+    """Continuous batching in which all rows share passes, whatever their widths."""
+
+    def __init__(self, model: Any, num_rows: int):
+        self.widths = mock.patch.object(continuous_batching_llada, "PASS_COLUMNS", 2**40)
+        self.widths.start()
+        super().__init__(model, num_rows)
+
+    def finish(self) -> None:
+        """Wait for all answers."""
+        super().finish()
+        self.widths.stop()
+
+
 def answer(model: Any, batch: list[Asked]) -> None:
     """Answer requests together, padded on the left."""
     longest = max(len(request.prompt) for request in batch)
@@ -167,13 +193,55 @@ def compare(model: Any, arguments: argparse.Namespace) -> Iterator[dict[str, Any
         "one at a time": lambda: OneAtATime(model),
         "static batches": lambda: StaticBatches(model, arguments.batch),
         "continuous": lambda: Continuous(model, arguments.batch),
+        "continuous, padded": lambda: Padded(model, arguments.batch),
     }
     for concurrency in arguments.concurrency:
-        for name, make in ways.items():
-            requests = draw_requests(arguments.requests, LOAD * concurrency / alone, vocab_size, seed=0)
-            result = {"concurrency": concurrency, "way": name, **measure(make(), requests)}
-            print(*(f"{value:.3g}" if isinstance(value, float) else value for value in result.values()), flush=True)
-            yield result
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for number in range(arguments.rounds):
+            for name, make in ways.items():
+                requests = draw_requests(arguments.requests, LOAD * concurrency / alone, vocab_size, seed=number)
+                rounds[name].append(measure(make(), requests))
+                print(concurrency, name, *(f"{value:.3g}" for value in rounds[name][-1].values()), flush=True)
+        for name, measured in rounds.items():
+            medians = {field: statistics.median(one[field] for one in measured) for field in measured[0]}
+            throughputs = [one["requests_per_second"] for one in measured]
+            yield {"concurrency": concurrency, "way": name, **medians, "rounds_requests_per_second": throughputs}
+
+
+def time_passes(model: Any, num_rounds: int) -> dict[str, Any]:
+    """Time passes of some rows and columns, and bound what batching can give.
+
+    The processor's time of a pass is close to `fixed + columns * each`, whether the columns are of one row or of many.
+    A row of w columns alone takes fixed + w * each, and in a pass with 15 others at least fixed / 16 + w * each.
+    """
+    draws, steps = random.Random(0), 8
+    settled = model.prepare_options(None, {**OPTIONS, "max_new_tokens": BLOCK, "steps": steps})
+    milliseconds: dict[tuple[int, int], list[float]] = {size: [] for size in PASSES}
+    with torch.no_grad(), model.prepacked_weights(None):
+        for _ in range(num_rounds + 1):
+            for rows, width in PASSES:
+                prompts = [[draws.randrange(10, 8000) for _ in range(width - BLOCK)] for _ in range(rows)]
+                made = [continuous_batching_llada.make_row(model, 0, prompt, settled) for prompt in prompts]
+                began = time.process_time()
+                continuous_batching_llada.denoise_group(model, made)
+                milliseconds[rows, width].append((time.process_time() - began) / steps * 1e3)
+    # The first round warms up. The least time is the one that other programs disturbed least.
+    least = {size: min(times[1:]) for size, times in milliseconds.items()}
+    columns = torch.tensor([[1.0, rows * width] for rows, width in PASSES], dtype=torch.float64)
+    times = torch.tensor(list(least.values()), dtype=torch.float64)
+    fitted = torch.linalg.lstsq(columns / times[:, None], torch.ones_like(times)[:, None])  # the least relative errors
+    fixed, each = fitted.solution[:, 0].tolist()
+    mean = statistics.mean(PROMPT_LENGTHS) + sum(
+        start + BLOCK for length in ANSWER_LENGTHS for start in range(0, length, BLOCK)
+    ) / sum(length // BLOCK for length in ANSWER_LENGTHS)
+    return {
+        "cpu_ms": {f"{rows} x {width}": round(time_, 2) for (rows, width), time_ in least.items()},
+        "fixed_ms": fixed,
+        "column_ms": each,
+        "fixed_in_columns": fixed / each,
+        "mean_columns": mean,
+        "bound_at_16": (fixed + mean * each) / (fixed / 16 + mean * each),
+    }
 
 
 def make_model(name: str) -> Any:
@@ -235,11 +303,57 @@ def soak_server(checkpoint: Checkpoint, count: int) -> dict[str, Any]:
         for _ in range(10):
             for name, number in asyncio.run(soak(server.url, count // 10, num_clients=16)).items():
                 total[name] += number
-            megabytes.append(round(psutil.Process().memory_info().rss / 2**20, 1))
+            megabytes.append(round(resident(), 1))
             print(total, f"{megabytes[-1]} MiB", flush=True)
         time.sleep(1)
         left_over = len(server.jobs)
     return {**total, "left_over": left_over, "memory_MiB": megabytes}
+
+
+async def flood(url: str, count: int) -> dict[str, Any]:
+    """Send requests as fast as they can be sent; how many had which status, and whether each was told why."""
+    address, numbers, seen = urllib.parse.urlsplit(url), iter(range(count)), Counter[str]()
+
+    async def client() -> None:
+        for number in numbers:
+            body = json.dumps({"prompt": f"Number {number}", "max_tokens": 1}).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}"
+            try:
+                reader, writer = await asyncio.open_connection(address.hostname, address.port)
+                writer.write(f"{head}\r\n\r\n".encode() + body)
+                text = await asyncio.wait_for(reader.read(), 300)
+                writer.close()
+            except (OSError, TimeoutError):
+                text = b""
+            status = text[9:12].decode()
+            is_told = b'"choices"' in text if status == "200" else b"try again later" in text
+            seen[status if is_told else f"{status or 'nothing'}, not told"] += 1
+
+    await asyncio.gather(*(client() for _ in range(min(CONNECTIONS, count))))
+    return dict(seen)
+
+
+def flood_server(count: int) -> dict[str, Any]:
+    """The flood against a process of its own, which must answer afterwards as before."""
+    start = [sys.executable, "-m", "llada_cli", "serve", "--port", "0", "--dtype", "float32"]
+    with subprocess.Popen(start, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = (process.stdout.readline() if process.stdout else "").split(" at ")[1].partition("/v1")[0]
+            asyncio.run(flood(url, 20))
+            before, began = resident(process.pid), time.perf_counter()
+            seen = asyncio.run(flood(url, count))
+            seconds, after = time.perf_counter() - began, resident(process.pid)
+            last = asyncio.run(flood(url, 1))
+        finally:
+            process.send_signal(signal.SIGINT)
+    memory = {"memory_MiB_before": round(before, 1), "memory_MiB_after": round(after, 1)}
+    return {
+        "statuses": seen,
+        "seconds": round(seconds, 1),
+        **memory,
+        "afterwards": last,
+        "exit_code": process.returncode,
+    }
 
 
 def read_arguments() -> argparse.Namespace:
@@ -252,6 +366,9 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=16, help="rows of a batch")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1, help="of all ways")
+    parser.add_argument("--passes", action="store_true", help="time passes in place of the comparison")
+    parser.add_argument("--flood", type=int, help="requests of a flood, in place of the comparison")
     parser.add_argument("--soak", type=int, help="requests of a soak through HTTP, in place of the comparison")
     parser.add_argument("--json", help="write the results here")
     return parser.parse_args()
@@ -264,6 +381,12 @@ def main() -> None:
     result: dict[str, Any] = {"command": command(), "machine": machine(), "settings": vars(arguments)}
     if arguments.soak is not None:
         result["soak"] = soak_server(load_checkpoint(device="cpu", dtype="float32"), arguments.soak)
+    elif arguments.flood is not None:
+        result["flood"] = flood_server(arguments.flood)
+        print(result["flood"])
+    elif arguments.passes:
+        result["passes"] = time_passes(make_model(arguments.model), arguments.rounds)
+        print(result["passes"])
     else:
         result["results"] = []
         for row in compare(make_model(arguments.model), arguments):

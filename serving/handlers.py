@@ -52,8 +52,13 @@ class DiffusionRequests:
         job = self.jobs[request_id] = read_job(body, self.endpoint, request_id, self.bounds)
         model = body.get("model") or self.model_manager.name
         body = {**body, "model": model, "stream": bool(body.get("stream")), JOB: job}
+        tokenizer = self.model_manager.checkpoint.tokenizer
+        if self.endpoint != "completions" and tokenizer.chat_template is None:
+            raise RequestError(
+                "The tokenizer of this model has no `chat_template`, which marks the turns of a conversation; send a "
+                "`prompt` to /v1/completions."
+            )
         if body.pop("suffix", None):
-            tokenizer = self.model_manager.checkpoint.tokenizer
             job.suffix_ids = tokenizer(job.suffix, add_special_tokens=False)["input_ids"]
         try:
             response = await super().handle_request(body, request_id)  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """Laws of the server itself: who leaves frees a place, who floods or sends rubbish is told, a dead worker is seen."""
 
+import asyncio
 import ctypes
 import json
 import os
@@ -11,12 +12,15 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 
 from llada_checkpoints import BUNDLED_MODEL
-from llada_serving import Limits, Server, ServerConfig
+from llada_serving import Limits, Server, ServerConfig, gate
+from llada_serving.metrics import Metrics
 from tests.helpers import ROOT
 from tests.serving.conftest import call, openai, question, wait_for
 
@@ -104,6 +108,53 @@ def test_a_full_server_refuses_more_and_goes_on(server, client) -> None:
         assert call(server, "GET", "/health")[0] == 200
     assert wait_for(lambda: not server.jobs)
     client.chat.completions.create(model=server.name, messages=question(), max_tokens=1)
+
+
+def test_a_flood_is_answered_or_refused_to_the_last_request(server, client) -> None:
+    body = {"prompt": "The capital of", "max_tokens": 1}
+
+    def ask(number: int) -> int:
+        status, headers, text = call(server, "POST", "/v1/completions", body)
+        if status != 200:
+            assert (status, headers["retry-after"]) == (429, "1")
+            assert json.loads(text)["error"]["message"] == "The server is full (20 requests); try again later."
+        return status
+
+    with ThreadPoolExecutor(40) as pool:
+        found = Counter(pool.map(ask, range(120)))
+    assert found[200] + found[429] == 120 and found[200] >= 20
+    assert wait_for(lambda: not server.jobs)
+    client.completions.create(model=server.name, **body)
+
+
+def test_an_answer_that_nobody_reads_is_dropped(monkeypatch) -> None:
+    monkeypatch.setattr(gate, "SEND_TIMEOUT", 0.05)
+    has_ended = []
+
+    async def application(scope, receive, send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        finally:
+            has_ended.append(True)
+
+    async def visit(metrics: Metrics) -> int:
+        messages = [{"type": "http.request", "body": b"{}"}]
+
+        async def receive() -> dict:
+            return messages.pop() if messages else await asyncio.sleep(60)
+
+        async def send(message: dict) -> None:
+            await asyncio.sleep(60)  # the client's buffers are full
+
+        doors = gate.Gate(application, Limits(), {}, metrics, lambda: True)
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+        await asyncio.wait_for(doors(scope, receive, send), 10)
+        return doors.num_inside
+
+    metrics = Metrics()
+    assert asyncio.run(visit(metrics)) == 0
+    assert "llada_requests_cancelled_total 1.0" in metrics.text().decode()
+    assert has_ended
 
 
 DEEP = "[" * 100_000
