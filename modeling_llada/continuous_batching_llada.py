@@ -38,7 +38,8 @@ from .generation_config_llada import DEFAULTS, LLaDAGenerationConfig
 # Options in which rows of one pass may differ: they decide on blocks and end of a row, which are its own.
 OF_ROWS = ("max_new_tokens", "max_length", "steps", "stop_strings", "num_return_sequences", "return_dict_in_generate")
 # What a pass on a CPU costs besides its columns, in columns; fewer columns are not worth a pass of their own. A fit to
-# passes of 32 to 1,024 columns of the bundled model gives 70 (2 threads of a virtual Xeon with AMX, 2026-11-21).
+# passes of 32 to 2,048 columns gives 66 for a model of 8 million parameters and 38 for one of 104 million (2 threads of
+# a virtual Xeon, 2026-11-21).
 PASS_COLUMNS = 64
 
 

@@ -36,6 +36,8 @@ from .requests import Bounds, Job, RequestError
 # Routes of transformers' application that have no meaning for one text model: decisions, speech, and unloading it.
 LEFT_OUT = ("/v1/systemone", "/v1/audio/transcriptions", "/reset")
 START_TIMEOUT = 30.0
+# Connections that wait to be accepted; the system may allow fewer.
+BACKLOG = 2048
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ class Server:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((self.config.host, self.config.port))
+            listener.listen(BACKLOG)  # whoever reads the address may connect at once
         except OSError as error:
             listener.close()
             raise OSError(

@@ -437,11 +437,26 @@ def test_an_unknown_scheme_and_a_missing_package_are_named(monkeypatch) -> None:
 def test_every_way_to_serve_answers_every_request_and_is_timed(tmp_path) -> None:
     arguments = ["--requests", "2", "--concurrency", "2", "--batch", "2", "--threads", "1"]
     result, printed = result_of("serving.py", tmp_path / "r.json", *arguments)
-    assert [row["way"] for row in result["results"]] == ["one at a time", "static batches", "continuous"]
+    ways = ["one at a time", "static batches", "continuous", "continuous, padded"]
+    assert [row["way"] for row in result["results"]] == ways
     for row in result["results"]:
         assert 0 < row["p50_s"] <= row["p95_s"]
         assert row["requests_per_second"] > 0
     assert "| 2, continuous" in printed
+
+
+def test_timed_passes_bound_what_batching_gives(tmp_path) -> None:
+    found = result_of("serving.py", tmp_path / "r.json", "--passes", "--threads", "1")[0]["passes"]
+    assert found["mean_columns"] == 62  # prompts of 30 on average, and blocks that end after 16, 32, 48 or 64 tokens
+    assert 1 < found["bound_at_16"] < 16
+    assert found["cpu_ms"]["1 x 32"] < found["cpu_ms"]["16 x 128"]
+
+
+def test_a_flood_is_answered_or_refused_and_the_process_goes_on(tmp_path) -> None:
+    pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
+    found = result_of("serving.py", tmp_path / "r.json", "--flood", "300", "--threads", "1")[0]["flood"]
+    assert found["statuses"].keys() <= {"200", "429"} and sum(found["statuses"].values()) == 300
+    assert found["afterwards"] == {"200": 1}
 
 
 def test_a_soak_loses_no_request(tmp_path) -> None:

@@ -239,6 +239,15 @@ def test_a_port_in_use_is_named(server, checkpoint) -> None:
         Server(checkpoint, ServerConfig(port=port))
 
 
+def test_whoever_connects_before_the_start_is_answered_after_it(checkpoint) -> None:
+    server = Server(checkpoint, ServerConfig(port=0, continuous_batching=False))
+    address = urllib.parse.urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as early:
+        early.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        with server:
+            assert early.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_with_a_key_nobody_enters_without_it(checkpoint) -> None:
     config = ServerConfig(port=0, continuous_batching=False, limits=Limits(api_key="sésame"))
     with Server(checkpoint, config) as server:
