@@ -35,7 +35,7 @@ TYPED := build/typed
 UPSTREAM := build/upstream
 
 # What runs under transformers 4.57: the Hub code and the tokenizer, and whatever is not left out here.
-OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments serving cli test_imports.py test_packaging.py,--ignore tests/$(path))
+OPTIMUM_TESTS ?= tests $(foreach path,training evaluation experiments serving cli test_benchmarks.py test_imports.py test_packaging.py,--ignore tests/$(path))
 OPTIMUM_MARKERS ?= not newest_only
 
 # Nothing in the tests or the demonstration asks the Hub.
