@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 VARIABLE = "ONEDNN_MAX_CPU_ISA"
+KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 WITHOUT_AMX = "AVX512_CORE_FP16"  # the newest instructions before AMX
 CPU_INFO = Path("/proc/cpuinfo")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -60,6 +61,15 @@ def avoid_broken_amx(probe: str = PROBE) -> None:
             _write_cache(facts, broken)
     if broken:
         os.environ[VARIABLE] = WITHOUT_AMX
+
+
+def limit_kernel_cache(num_kernels: int = 64) -> None:
+    """Set `ONEDNN_PRIMITIVE_CACHE_CAPACITY` for this process, unless it is set.
+
+    oneDNN keeps a kernel for each shape that it meets, up to 1,024. A server meets ever new ones, so its memory would
+    grow for hours. Call it before the first pass of a model.
+    """
+    os.environ.setdefault(KERNEL_CACHE, str(num_kernels))
 
 
 def _amx_facts() -> dict[str, str] | None:

@@ -24,6 +24,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.utils import CBWorkerDeadError, Modality
 
+from llada_core.host import limit_kernel_cache
 from llada_core.hub import local_folder
 from llada_core.loading import Checkpoint
 
@@ -220,6 +221,7 @@ class Server:
     def __init__(
         self, checkpoint: Checkpoint, config: ServerConfig | None = None, name: str = "llada-tiny", **options: Any
     ):
+        limit_kernel_cache()
         self.config = config or ServerConfig()
         self._socket = self._listen()  # before the manager, whose threads would outlive an error
         self.checkpoint, self.jobs, self.metrics = prepare_model(checkpoint, options), dict[str, Job](), Metrics()

@@ -115,3 +115,12 @@ def test_the_real_probe_runs():
     """Whether it ends with a signal is the machine's affair; a mistake in its code would say nothing about AMX."""
     done = subprocess.run([sys.executable, "-c", host.PROBE], capture_output=True, text=True, check=False)
     assert done.returncode <= 0, done.stderr
+
+
+def test_the_cache_of_kernels_is_limited_unless_somebody_chose_its_size(monkeypatch):
+    monkeypatch.setenv(host.KERNEL_CACHE, "7")
+    host.limit_kernel_cache()
+    assert os.environ[host.KERNEL_CACHE] == "7"
+    monkeypatch.delenv(host.KERNEL_CACHE)
+    host.limit_kernel_cache()
+    assert os.environ[host.KERNEL_CACHE] == "64"
