@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
+import llada
 import llada_cli.main
+import modeling_llada
 from tests.helpers import CODE_FILES, ROOT
 
 FOLDERS = {
@@ -235,6 +237,7 @@ def test_the_readme_and_the_classifiers_name_the_required_python():
 def test_the_version_stands_in_one_place():
     declared = PYPROJECT["project"]["version"]
     assert version("llada-hf") == declared
+    assert llada.__version__ == modeling_llada.__version__ == declared
     assert run(str(Path(sys.executable).with_name("llada")), "--version").stdout.split()[-1] == declared
     copies = [
         str(path.relative_to(ROOT))
