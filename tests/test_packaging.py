@@ -49,6 +49,9 @@ EXTRAS = {
 NEVER_IMPORTED = {
     "bitsandbytes": "transformers imports it",
     "deepspeed": "transformers' Trainer imports it",
+    "ipykernel": "runs the notebook",
+    "mkdocs-material": "a theme",
+    "mkdocstrings": "a plugin",
     "mypy": "a command",
     "openai": "transformers' server imports it",
     "onnxscript": "torch.onnx imports it",
@@ -208,13 +211,13 @@ def test_every_declared_package_is_imported_somewhere():
     project = PYPROJECT["project"]
     extras = (requirement for extra in project["optional-dependencies"].values() for requirement in extra)
     declared = declared_packages([*project["dependencies"], *extras])
-    used = imported_packages(*PRESENT, "experiments", "examples", "benchmarks", "tests")
+    used = imported_packages(*PRESENT, "experiments", "examples", "benchmarks", "docs", "tests")
     assert declared - set(used) == set(NEVER_IMPORTED)
 
 
 @pytest.mark.parametrize(
     "file, left_out",
-    [("newest", {"optimum"}), ("optimum", {"eval", "onnx", "deepspeed", "quantization", "serve", "demo"})],
+    [("newest", {"optimum"}), ("optimum", {"eval", "onnx", "deepspeed", "quantization", "serve", "demo", "docs"})],
 )
 def test_every_declared_package_has_a_tested_version(file, left_out):
     lines = (ROOT / "constraints" / f"{file}.txt").read_text(encoding="utf-8").splitlines()
@@ -246,6 +249,8 @@ def test_the_version_stands_in_one_place():
         if f'"{declared}"' in path.read_text(encoding="utf-8")
     ]
     assert copies == []
+    assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {declared}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_bundled_model_carries_the_code_of_the_package():
