@@ -31,6 +31,8 @@ REFERENCE = (
 CODE = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".ipynb": "python", "": "text"}
 # A link or an image, not to a scheme and not to an anchor of its own page: before, target, anchor.
 LINK = re.compile(r"(\]\()(?![a-z]+:|#|//)([^)#\s]+)(#[^)\s]*)?(?=\))")
+# The reason why no test runs a block stands behind its language; Python-Markdown then sees no block there.
+NO_RUN = re.compile(r"^(```\w+) no-run\b.*$", flags=re.MULTILINE)
 FENCE = re.compile(r"^(```.*?^```$)", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -67,11 +69,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Bend the links that lead out of the documentation's folder."""
+    """Bend the links that lead out of the documentation's folder, and leave the reason of a `no-run` block out."""
     uri = page.file.src_uri
     if uri.startswith("reference/"):
         return markdown
-    return bend_links(markdown, repository_path(uri))
+    return bend_links(NO_RUN.sub(r"\1", markdown), repository_path(uri))
 
 
 # --- the reference ----------------------------------------------------------------------------------------------------

@@ -6,20 +6,13 @@ It writes `<name>.png` beside the record.
 """
 
 import argparse
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from llada_core.records import EvaluationRecord, read_record
+from llada_core.records import read_record
 
-from . import reversal, sampling, scaling
-
-# The experiments whose records hold all that their figures show.
-PLOTS: dict[str, Callable[[EvaluationRecord], Any]] = {
-    "reversal": reversal.plot,
-    "sampling": sampling.plot,
-    "scaling": scaling.plot,
-}
+# The experiments whose records hold all that their figures show: their function `plot` takes a record.
+NAMES = ("preferences", "reversal", "sampling", "scaling")
 
 
 def redraw(path: Path) -> Path:
@@ -32,16 +25,17 @@ def redraw(path: Path) -> Path:
         The figure's path.
 
     Raises:
-        ValueError: for a file that is no record, or one of something else than `PLOTS`.
+        ValueError: for a file that is no record, one of something else than `NAMES`, or one that lacks what its figure
+            shows.
     """
     record = read_record(path)
-    if record.name not in PLOTS:
+    if record.name not in NAMES:
         raise ValueError(
-            f"`record` must be of one of the experiments {', '.join(PLOTS)}, got {record.name!r}; run another "
+            f"`record` must be of one of the experiments {', '.join(NAMES)}, got {record.name!r}; run another "
             "experiment again in its folder, where finished trainings are not repeated."
         )
     figure_path = path.with_name(f"{record.name}.png")
-    PLOTS[record.name](record).savefig(figure_path)
+    import_module(f".{record.name}", __package__).plot(record).savefig(figure_path)
     return figure_path
 
 

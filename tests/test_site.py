@@ -66,6 +66,15 @@ def test_a_page_of_the_site_knows_its_file(site, path) -> None:
     assert site.repository_path(site.site_path(path)) == path
 
 
+@pytest.mark.parametrize("name", sorted(GUIDES))
+def test_every_code_block_of_a_guide_is_one_in_the_site(site, name) -> None:
+    markdown = pytest.importorskip("markdown")
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    html = markdown.markdown(site.NO_RUN.sub(r"\1", text), extensions=["tables", "toc", "pymdownx.superfences"])
+    assert "```" not in html
+    assert html.count("<h2") == len(re.findall("^## ", site.FENCE.sub("", text), flags=re.MULTILINE))
+
+
 def test_a_folder_becomes_a_list_of_its_files(site) -> None:
     text = site.page_text("docs/results/offline")
     linked = list(site.linked_files(text, "docs/results/offline"))
