@@ -53,6 +53,8 @@ NEVER_IMPORTED = {
     "mkdocs-material": "a theme",
     "mkdocstrings": "a plugin",
     "mypy": "a command",
+    "nbclient": "the notebook's test skips without it",
+    "nbformat": "the notebook's test skips without it",
     "openai": "transformers' server imports it",
     "onnxscript": "torch.onnx imports it",
     "optimum-intel": "registers itself with optimum",
