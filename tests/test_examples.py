@@ -152,7 +152,9 @@ def test_the_notebook_runs_from_top_to_bottom(folder) -> None:
     nbclient, nbformat = (pytest.importorskip(name) for name in ("nbclient", "nbformat"))
     notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs would tell of an older model"
-    done = nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+    done = nbclient.NotebookClient(
+        notebook, timeout=240, startup_timeout=120, resources={"metadata": {"path": str(folder)}}
+    ).execute()
     shown = "".join(str(output) for cell in done.cells for output in cell.get("outputs", []))
     for part in ("million parameters", "passes)", "is Rome.", "image/svg+xml", "nats"):
         assert part in shown
