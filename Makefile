@@ -94,9 +94,10 @@ check: $(READY) ## formatting, lint and types
 	@cd $(TYPED) && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 		--python-executable $(CURDIR)/$(VENV)/bin/python $(foreach package,$(PACKAGES),-p $(lastword $(subst :, ,$(package))))
 
+# Without --quiet, which also keeps MkDocs from counting the warnings that --strict makes errors.
 docs: $(READY) ## build the documentation as a site in build/site; a broken link is an error
 	@echo "Building the site: mkdocs build --strict"
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 	@echo "build/site/index.html is ready."
 
 bench: $(CORE_READY) ## measure the speed of generation

@@ -4,7 +4,6 @@ AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM build these
 """
 
 from importlib.metadata import version
-from typing import Any
 
 import transformers
 
@@ -36,7 +35,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> str:
     # Asked for late: the folder also runs where the distribution is not installed.
     if name == "__version__":
         return version("llada-hf")
