@@ -6,7 +6,7 @@
 
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help setup demo test test-browser test-upstream test-quantization fuzz check bench setup-optimum test-optimum
+.PHONY: help setup demo docs test test-browser test-upstream test-quantization fuzz check bench setup-optimum test-optimum
 
 PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
 PIP_FLAGS ?= --quiet
@@ -94,6 +94,12 @@ check: $(READY) ## formatting, lint and types
 	@cd $(TYPED) && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 		--python-executable $(CURDIR)/$(VENV)/bin/python $(foreach package,$(PACKAGES),-p $(lastword $(subst :, ,$(package))))
 
+# Without --quiet, which also keeps MkDocs from counting the warnings that --strict makes errors.
+docs: $(READY) ## build the documentation as a site in build/site; a broken link is an error
+	@echo "Building the site: mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@echo "build/site/index.html is ready."
+
 bench: $(CORE_READY) ## measure the speed of generation
 	@echo "Measuring: benchmarks/generation_speed.py"
 	@env $(OFFLINE) $$($(VENV)/bin/python -m llada_core.host) $(VENV)/bin/python benchmarks/generation_speed.py
@@ -110,7 +116,7 @@ $(CORE_READY): pyproject.toml constraints/newest.txt
 	$(call finish,$(VENV),.core-ready)
 
 $(READY): $(CORE_READY)
-	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)demo$(comma)dev])
+	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)demo$(comma)docs$(comma)dev])
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
 	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."

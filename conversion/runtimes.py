@@ -21,7 +21,9 @@ NEEDED = {
     "onnx": ("transformers", "optimum", "optimum-onnx", "onnxruntime"),
     "openvino": ("transformers", "optimum", "optimum-intel", "openvino"),
 }
-_WAY_OUT = "make an environment for it: make setup-optimum, or pip install 'llada-hf[optimum]' in a new one."
+_WAY_OUT = (
+    "make an environment for it: make setup-optimum, or pip install '.[optimum]' in a new one, both in a checkout."
+)
 # A protocol buffer holds 2 GiB; above this many bytes the weights of an ONNX file go to a file of their own.
 LARGEST_FILE = 2**31 - 2**27
 _OPSET = 18
@@ -163,8 +165,8 @@ def require_packages(modules: Iterable[str], extra: str, user: str = "The export
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"{user} needs {', '.join(f'`{name}`' for name in missing)}; install it with: "
-            f"pip install 'llada-hf[{extra}]'"
+            f"{user} needs {', '.join(f'`{name}`' for name in missing)}; install it from a checkout "
+            f"of this project: pip install '.[{extra}]'"
         )
 
 

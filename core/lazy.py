@@ -53,5 +53,6 @@ def requires_extra(extra: str | None, user: str) -> Iterator[None]:
             raise
         package = str(error.name).partition(".")[0]
         raise ImportError(
-            f"{user} needs the package `{package}`; install it with: pip install 'llada-hf[{extra}]'"
+            f"{user} needs the package `{package}`; install it from a checkout of this project: "
+            f"pip install '.[{extra}]'"
         ) from error

@@ -392,8 +392,8 @@ def _merge_adapter(model: Any, name: str, revision: str) -> Any:
         from peft import PeftModel
     except ImportError:
         raise ImportError(
-            f"`{name}` is a LoRA adapter, which needs the package `peft`; install it with: pip install "
-            "'llada-hf[train]'"
+            f"`{name}` is a LoRA adapter, which needs the package `peft`; install it from a checkout of this "
+            "project: pip install '.[train]'"
         ) from None
     try:
         with warnings.catch_warnings():

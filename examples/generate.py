@@ -32,7 +32,7 @@ def show(title: str, ids: torch.Tensor) -> None:
         print("   ", text.replace("\n", "\n    "))
 
 
-prompts = encode("In the beginning God created", "A river is a", "What is a bicycle?")
+prompts = encode("The capital of Italy is", "A baby cat is called", "The opposite of hot is")
 
 show("Greedy, three prompts of different lengths at once:", model.generate(**prompts, max_new_tokens=32))
 
@@ -53,4 +53,6 @@ show("Infilled:", model.infill(**masked))
 
 print("\nStreamed, block by block:")
 streamer = TextStreamer(tokenizer, skip_special_tokens=True)
-model.generate(**encode("In the beginning God created"), max_new_tokens=64, block_length=8, streamer=streamer)
+model.generate(
+    **encode("The largest planet in the solar system is"), max_new_tokens=64, block_length=8, streamer=streamer
+)

@@ -47,6 +47,9 @@ SCORE_BATCH = 128
 NUM_LOGS = 20
 # The label of a token that is given and never predicted.
 IGNORED = -100
+STYLE_SHEET = Path(__file__).with_name("style.mplstyle")
+# The colour of each of `KINDS` in every figure, two of the style sheet's.
+COLORS = {"llada": "#D55E00", "autoregressive": "#0072B2"}
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -324,11 +327,16 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def make_figure(size: tuple[float, float]) -> Any:
-    """An empty figure of matplotlib, drawn without a display; sizes in inches."""
+    """An empty figure of matplotlib in the experiments' style, drawn without a display; sizes in inches.
+
+    The style sheet then holds for all that this process draws: axes read it when they are made, not when it is set.
+    """
+    from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    style.use(STYLE_SHEET)
+    figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
     return figure
 
@@ -368,14 +376,30 @@ class Experiment:
     _clock: float = field(default_factory=time.perf_counter)
 
     def write(
-        self, folder: Path, table: str, results: Mapping[str, Interval], model: dict[str, Any], figure: Any
+        self,
+        folder: Path,
+        table: str,
+        results: Mapping[str, Interval],
+        model: dict[str, Any],
+        figure: Any,
+        remarks: dict[str, Any] | None = None,
     ) -> None:
-        """Write table and figure as `<name>.md` and `<name>.png`, results and circumstances as a record."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.md").write_text(table + "\n", encoding="utf-8")
-        figure.savefig(folder / f"{self.name}.png", dpi=120)
+        """Write table and figure as `<name>.md` and `<name>.png`, results and circumstances as a record.
+
+        Args:
+            folder: where to, made if it is missing.
+            table: Markdown.
+            results: the numbers of the record.
+            model: what the record says of it.
+            figure: of matplotlib, or a function that draws it from the record, as `experiments.redraw` does again.
+            remarks: what the record holds besides, such as all that the figure shows; JSON values.
+        """
         scores = {name: Score(interval.mean, interval.standard_error) for name, interval in results.items()}
         run: dict[str, Any] = {"settings": self.settings, "seed": self.seed, "started": self.started, **environment()}
-        seconds = round(time.perf_counter() - self._clock, 1)
-        write_record(folder, EvaluationRecord(name=self.name, model=model, results=scores, seconds=seconds, **run))
+        run |= {"seconds": round(time.perf_counter() - self._clock, 1), "remarks": remarks or {}}
+        record = EvaluationRecord(name=self.name, model=model, results=scores, **run)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.md").write_text(table + "\n", encoding="utf-8")
+        (figure(record) if callable(figure) else figure).savefig(folder / f"{self.name}.png")
+        write_record(folder, record)
         print(table)

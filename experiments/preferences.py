@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from llada_core.diffusion import NoisyBatch
+from llada_core.records import EvaluationRecord
 from llada_training import (
     LLaDADPOConfig,
     LLaDADPOTrainer,
@@ -113,6 +114,8 @@ ARMS: dict[str, tuple[type[LLaDADPOTrainer], int]] = {
     "naive: 1 level, independent": (NaiveTrainer, 1),
 }
 VRPO = next(iter(ARMS))
+# Where a record has the accuracies of each seed at each measured step.
+BY_SEED = "accuracies by seed"
 
 
 # --- the task ---------------------------------------------------------------------------------------------------------
@@ -346,28 +349,31 @@ def make_table(accuracies: dict[str, list[Interval]], variances: dict[str, list[
     return f"{first}\n\n" + markdown_table(["variance", *(f"n = {count}" for count in counts)], rows)
 
 
-def plot(
-    steps: Sequence[int],
-    accuracies: dict[str, list[Interval]],
-    variances: dict[str, list[float]],
-    counts: Sequence[int],
-) -> Any:
-    """Draw accuracy over steps, and variance over passes with the line 1/n."""
-    figure = make_figure((11, 4))
+def plot(record: EvaluationRecord) -> Any:
+    """Draw accuracy over steps, the mean with a point for each seed, and variance over passes with the line 1/n.
+
+    Raises:
+        ValueError: for a record without the accuracies of the seeds.
+    """
+    if BY_SEED not in record.remarks:
+        raise ValueError(f"The record must hold `{BY_SEED}` among its remarks, got none; run the experiment again.")
+    counts, variances = record.settings["counts"], record.remarks["variances"]
+    figure = make_figure((10.5, 4))
     left, right = figure.subplots(1, 2)
-    for arm, found in accuracies.items():
-        errors = [interval.half_width or 0.0 for interval in found]
-        means = [interval.mean for interval in found]
-        left.errorbar(steps, means, errors, marker="o", markersize=4, linewidth=1, capsize=2, label=arm)
-    left.set(xlabel="step", ylabel="held-out accuracy")
+    for arm, runs in record.remarks[BY_SEED].items():
+        steps, columns = record.remarks["steps"], list(zip(*runs))
+        [line] = left.plot(steps, [statistics.fmean(column) for column in columns], label=arm)
+        for step, column in zip(steps, columns):
+            left.plot([step] * len(column), column, "o", markersize=3, color=line.get_color())
+    left.set(xlabel="step", ylabel="held-out accuracy", title="Accuracy, a point for each seed")
     for name, values in variances.items():
-        right.plot(counts, values, marker="o", markersize=4, linewidth=1, label=name)
+        right.plot(counts, values, marker="o", label=name)
     start = variances["n levels, one mask each"][0]
     right.plot(counts, [start / count for count in counts], "k--", linewidth=1, label="1/n")
-    right.set(xlabel="passes n", ylabel="variance, nats²", xscale="log", yscale="log")
+    right.set(xlabel="passes n", ylabel="variance, nats²", title="Variance of the estimates")
+    right.set(xscale="log", yscale="log")
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend()
     return figure
 
 
@@ -393,10 +399,15 @@ def main(arguments: list[str] | None = None) -> None:
         for name, values in variances.items()
         for count, value in zip(options.counts, values)
     }
-    steps = results[f"{VRPO}, seed 0"]["steps"]
     described = {"name": "trained from scratch", "num_parameters": LLaDAModelLM.from_pretrained(base).num_parameters()}
-    figure = plot(steps, accuracies, variances, options.counts)
-    experiment.write(args.output, make_table(accuracies, variances, options.counts), scores, described, figure)
+    remarks = {
+        "steps": results[f"{VRPO}, seed 0"]["steps"],
+        BY_SEED: {
+            arm: [results[f"{arm}, seed {seed}"]["accuracies"] for seed in range(options.num_seeds)] for arm in ARMS
+        },
+        "variances": variances,
+    }
+    experiment.write(args.output, make_table(accuracies, variances, options.counts), scores, described, plot, remarks)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -33,7 +33,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llada_core.records import EvaluationRecord
+
 from .common import (
+    COLORS,
     Experiment,
     FitOptions,
     Interval,
@@ -85,6 +88,9 @@ WAYS = {
     "autoregressive on reversed text, asked": ("autoregressive, reversed text", ""),
 }
 FOUND = "first line found by likelihood"
+# Where a record has the shares of each seed, and how a figure shows one.
+BY_SEED = "values by seed"
+POINT = {"markerfacecolor": "white", "markeredgecolor": "black", "markeredgewidth": 0.9, "clip_on": False}
 Scores = dict[str, dict[str, Interval]]
 
 
@@ -486,36 +492,63 @@ def make_table(scores: Scores) -> str:
     return markdown_table(["% of lines right", *columns], rows)
 
 
-def plot(scores: Scores) -> Any:
-    """Draw bars forward and reversed: the published numbers at the left, ours with their intervals at the right.
+def values_by_seed(outcomes: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """The shares that the figure shows, one for each seed: `<way>: next` and `<way>: previous`."""
+    return {
+        f"{label}: {direction}": [_mean_over_checkpoints(run, prefix + direction) for run in outcomes[model]]
+        for label, (model, prefix) in WAYS.items()
+        for direction in DIRECTIONS
+    }
 
-    A diamond shows how often the first line is found by likelihood, where that was tried.
+
+def plot(record: EvaluationRecord) -> Any:
+    """Draw bars forward and reversed: the published numbers at the left, ours at the right with a point for each seed.
+
+    A record without the values of the seeds gets its standard error in their place.
     """
-    figure = make_figure((11, 4.8))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(len(PUBLISHED), len(scores)))
-    published = [[Interval(shares[side] / 100) for shares in PUBLISHED.values()] for side in range(2)]
-    _draw_bars(left, list(PUBLISHED), published)
-    left.set(title="published (arXiv:2502.09992, Table 4)", ylabel="lines right, to the character (%)")
-    labels = [label.replace(", ", ",\n").replace(" on ", "\non ") for label in scores]
-    _draw_bars(right, labels, [[numbers[name] for numbers in scores.values()] for name in DIRECTIONS])
-    found = [(place, numbers[FOUND].mean * 100) for place, numbers in enumerate(scores.values()) if FOUND in numbers]
-    right.plot(*zip(*found), "kD", markersize=5, label=FOUND)
-    right.set(title="ours: small models trained on poems; 95 % intervals over seeds")
-    left.set_ylim(0, 108)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure = make_figure((10.5, 4.4))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(len(PUBLISHED), len(WAYS)))
+    for side, direction in enumerate(DIRECTIONS):
+        color, places = list(COLORS.values())[1 - side], [place + 0.4 * (side - 0.5) for place in range(len(WAYS))]
+        for place, shares in zip(places, PUBLISHED.values()):
+            _draw_bar(left, place, shares[side], [], 0.0, color)
+        for place, way in zip(places, WAYS):
+            name = f"{way}: {direction}"
+            values = [value * 100 for value in record.remarks.get(BY_SEED, {}).get(name, [])]
+            score = record.results[name]
+            _draw_bar(right, place, score.value * 100, values, (score.standard_error or 0.0) * 100, color)
+    left.set(title="Published (arXiv:2502.09992, Table 4)", ylabel="lines right, to the character (%)", ylim=(0, 110))
+    left.set_yticks(range(0, 101, 20))
+    left.set_xticks(range(len(PUBLISHED)), [name.replace(" Instruct", "\nInstruct") for name in PUBLISHED])
+    right.set_title("Ours: small models trained on poems, a point for each seed")
+    right.set_xticks(range(len(WAYS)), [way.replace(", ", ",\n").replace(" on ", "\non ") for way in WAYS])
+    for axes in (left, right):
+        axes.grid(visible=False, axis="x")
+        axes.tick_params(axis="x", length=0)
+    figure.legend(handles=_legend(), loc="outside lower center", ncols=4)
     return figure
 
 
-def _draw_bars(axes: Any, labels: list[str], sides: list[list[Interval]]) -> None:
-    names = ("forward: the next line", "reversal: the previous line")
-    for side, (name, intervals, color) in enumerate(zip(names, sides, ("tab:blue", "tab:orange"))):
-        places = [place + 0.4 * (side - 0.5) for place in range(len(labels))]
-        heights = [interval.mean * 100 for interval in intervals]
-        widths = [(interval.half_width or 0.0) * 100 for interval in intervals]
-        has_widths = any(interval.half_width is not None for interval in intervals)
-        bars = axes.bar(places, heights, 0.38, label=name, color=color, yerr=widths if has_widths else None, capsize=3)
-        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=1)
-    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+def _draw_bar(axes: Any, place: float, mean: float, values: list[float], error: float, color: str) -> None:
+    """One bar with its number; on it the seeds, or where they are not known the standard error. Percent."""
+    axes.bar(place, mean, 0.36, color=color, alpha=0.75)
+    if values:
+        offsets = [0.07 * (number - (len(values) - 1) / 2) for number in range(len(values))]
+        axes.plot([place + offset for offset in offsets], values, "o", markersize=4, **POINT)
+    elif error:
+        axes.errorbar(place, mean, error, color="black", linewidth=1, capsize=4)
+    top = max([mean, *values] if values else [mean + error])
+    axes.annotate(f"{mean:.1f}", (place, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
+
+
+def _legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    names = ("the next line", "the previous line: reversal")
+    bars = [Patch(color=color, alpha=0.75, label=name) for name, color in zip(names, reversed(COLORS.values()))]
+    seed = Line2D([], [], marker="o", linestyle="", markersize=4, label="a seed", **POINT)
+    return [*bars, seed, Line2D([], [], color="black", marker="_", label="± one standard error")]
 
 
 def _mean_over_checkpoints(outcome: dict[str, Any], name: str) -> float:
@@ -548,7 +581,8 @@ def main(arguments: list[str] | None = None) -> None:
     scores = summarize(outcomes)
     sizes = {model: found[0]["num_parameters"] for model, found in outcomes.items()}
     described = {"name": "trained from scratch", "num_parameters": sizes}
-    experiment.write(args.output, make_table(scores), flatten(scores), described, plot(scores))
+    remarks = {BY_SEED: values_by_seed(outcomes)}
+    experiment.write(args.output, make_table(scores), flatten(scores), described, plot, remarks)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ import torch
 
 from llada_core.digests import checkpoint_hash
 from llada_core.loading import load_checkpoint
+from llada_core.records import EvaluationRecord
 from llada_core.tokenization import encode_chat
 
 from .common import Experiment, Interval, make_figure, make_parser, markdown_table, proportion_interval
@@ -36,6 +37,7 @@ STEPS = (16, 8, 4, 2, 1)
 BLOCK_LENGTHS = (16, 8, 4, 2)
 REMASKING = ("low_confidence", "random")
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)
+STUDIES = ("steps", "block_length", "cfg_scale")
 
 
 class Question(NamedTuple):
@@ -50,7 +52,7 @@ class Setting:
     """One way to sample.
 
     Attributes:
-        study: what is varied: `steps`, `block_length` or `cfg_scale`.
+        study: what is varied, one of `STUDIES`.
         line: its curve in the figure: the remasking.
         options: of `generate`.
     """
@@ -82,14 +84,12 @@ class Outcome(NamedTuple):
 def make_settings() -> list[Setting]:
     """Steps in one block, blocks at one token per step, guidance in one block at one token per step."""
     plain = {"block_length": ANSWER_LENGTH, "steps": ANSWER_LENGTH}
-    studies: list[tuple[str, Sequence[float]]] = [
-        ("steps", STEPS), ("block_length", BLOCK_LENGTHS), ("cfg_scale", GUIDANCE)
-    ]  # fmt: skip
+    values: tuple[Sequence[float], ...] = (STEPS, BLOCK_LENGTHS, GUIDANCE)
     return [
         Setting(study, remasking, {"remasking": remasking, **plain, study: value})
-        for study, values in studies
+        for study, values_of_it in zip(STUDIES, values)
         for remasking in REMASKING
-        for value in values
+        for value in values_of_it
     ]
 
 
@@ -139,26 +139,25 @@ def make_table(results: dict[str, Outcome]) -> str:
     return markdown_table(["", "passes per answer", "right", "answers that end"], rows)
 
 
-def plot(settings: Sequence[Setting], results: dict[str, Outcome], title: str) -> Any:
-    """Draw a panel for each study, a line for each remasking."""
-    figure = make_figure((11, 3.8))
-    studies = list(dict.fromkeys(setting.study for setting in settings))
-    for axes, study in zip(figure.subplots(1, len(studies), sharey=True), studies):
-        for line in REMASKING:
+def plot(record: EvaluationRecord) -> Any:
+    """Draw a panel for each study, a line for each remasking, with 95 % intervals over the questions."""
+    figure, settings = make_figure((10.5, 3.6)), make_settings()
+    for axes, study in zip(figure.subplots(1, len(STUDIES), sharey=True), STUDIES):
+        for place, line in enumerate(REMASKING):
             chosen = [setting for setting in settings if (setting.study, setting.line) == (study, line)]
-            found = [results[setting.label].right for setting in chosen]
-            axes.errorbar(
-                [setting.options[study] for setting in chosen], [right.mean for right in found],
-                [right.half_width for right in found], marker="o", markersize=4, linewidth=1, capsize=2, label=line,
-            )  # fmt: skip
-        axes.set(xlabel=study)
-        axes.grid(alpha=0.3)
-        if study != "cfg_scale":
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter("{x:.0f}")
+            scores = [record.results[setting.label] for setting in chosen]
+            # Beside each other, so that no interval hides another.
+            places = [number + 0.12 * (place - 0.5) for number in range(len(chosen))]
+            errors = [1.96 * (score.standard_error or 0.0) for score in scores]
+            axes.errorbar(places, [score.value for score in scores], errors, marker="o", label=line)
+        axes.set_xticks(range(len(chosen)), [f"{setting.options[study]:g}" for setting in chosen])
+        axes.set_xlabel(study)
+        axes.grid(visible=False, axis="x")
     figure.axes[0].set_ylabel("share of right answers")
-    figure.axes[0].legend()
-    figure.suptitle(title)
+    figure.axes[0].set_ylim(bottom=0)
+    figure.axes[0].legend(title="remasking", loc="lower left", title_fontsize=8.5)
+    asked = f"{record.settings['count']} questions, {record.settings['answer_length']} tokens, one token per pass"
+    figure.axes[0].set_title(f"{record.model['name']}: {asked} unless named")
     return figure
 
 
@@ -180,9 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{setting.label}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
     folder = Path(model.config.name_or_path)
     described = {"name": folder.name, "sha256": checkpoint_hash(folder) if folder.is_dir() else None}
-    figure = plot(settings, results, f"{folder.name}: {args.count} questions")
     shares = {label: found.right for label, found in results.items()}
-    experiment.write(args.output, make_table(results), shares, described, figure)
+    experiment.write(args.output, make_table(results), shares, described, plot)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

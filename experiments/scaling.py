@@ -3,7 +3,7 @@
     python examples/llada_tiny/prepare_data.py                         # makes the text; or pass your own
     python -m experiments.scaling --texts runs/llada-tiny-data/plain.jsonl --output runs/scaling
 
-Minutes to half an hour on two cores. It writes a table, a figure, all measurements and a record into the folder;
+Minutes to half an hour on two cores. It writes a table, a figure and a record with all measurements into the folder;
 trainings that are finished there are not run again.
 
 Source: LLaDA (arXiv:2502.09992), section 3.2 and Figure 3, which compares benchmarks; at a scale where those are at
@@ -13,7 +13,6 @@ chance, the likelihood takes their place.
 import argparse
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +23,10 @@ from transformers import PreTrainedTokenizerFast
 
 from llada_checkpoints import BUNDLED_MODEL
 from llada_core.digests import file_digest
+from llada_core.records import EvaluationRecord
 
 from .common import (
+    COLORS,
     HEAD_WIDTH,
     KINDS,
     Experiment,
@@ -45,7 +46,8 @@ from .common import (
 # One document in so many is held out.
 HELD_OUT_EVERY = 50
 NAMES = {"llada": "LLaDA (bound)", "autoregressive": "autoregressive"}
-COLORS = {"llada": "tab:orange", "autoregressive": "tab:blue"}
+# Where a record has them all.
+MEASUREMENTS = "measurements"
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
@@ -104,78 +106,12 @@ def cut_rows(texts: Sequence[str], tokenizer: Any, length: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.long).reshape(-1, length)
 
 
-# --- power laws -------------------------------------------------------------------------------------------------------
-
-
-class Point(NamedTuple):
-    """A measurement.
-
-    Attributes:
-        flops: of the training so far.
-        loss: held-out, nats per token.
-    """
-
-    flops: float
-    loss: float
-
-
-class PowerLaw(NamedTuple):
-    """loss = (scale / flops) ** exponent."""
-
-    scale: float
-    exponent: float
-
-    def loss(self, flops: float) -> float:
-        """The loss at a compute."""
-        return (self.scale / flops) ** self.exponent
-
-    def flops(self, loss: float) -> float:
-        """The compute that a loss takes."""
-        return self.scale / loss ** (1.0 / self.exponent)
+# --- the experiment ---------------------------------------------------------------------------------------------------
 
 
 def training_flops(num_parameters: int, num_tokens: int) -> float:
     """6 N D: forward and backward pass of N parameters over D tokens."""
     return 6.0 * num_parameters * num_tokens
-
-
-def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats with as little compute or less, by rising compute.
-
-    Each is the best model of its compute among those measured.
-    """
-    best: list[Point] = []
-    for point in sorted(points):
-        if not best or point.loss < best[-1].loss:
-            best.append(point)
-    return best
-
-
-def fit_power_law(points: Sequence[Point]) -> PowerLaw:
-    """Least squares through (log flops, log loss).
-
-    Raises:
-        ValueError: if the points have fewer than two different computes, or the loss does not fall.
-    """
-    from scipy.stats import linregress
-
-    if len({point.flops for point in points}) < 2:
-        raise ValueError(f"`points` must have at least two different numbers of FLOPs, got {len(points)} point(s).")
-    xs, ys = [math.log(point.flops) for point in points], [math.log(point.loss) for point in points]
-    line = linregress(xs, ys)
-    if line.slope >= 0:
-        raise ValueError(
-            f"`points` must have a loss that falls with compute, got a slope of {line.slope:.3g}; train longer."
-        )
-    return PowerLaw(scale=math.exp(-line.intercept / line.slope), exponent=-float(line.slope))
-
-
-def compute_ratio(law: PowerLaw, other: PowerLaw, loss: float) -> float:
-    """How many times the compute of `other` a loss takes under `law`."""
-    return law.flops(loss) / other.flops(loss)
-
-
-# --- the experiment ---------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,81 +216,73 @@ def halvings(num_steps: int, count: int) -> list[int]:
 # --- table and figure -------------------------------------------------------------------------------------------------
 
 
-def fit_laws(measurements: list[Measurement]) -> dict[str, PowerLaw]:
-    """The power law of each kind through the best measurements of their compute."""
-    points = {
-        kind: [Point(measurement.flops, measurement.loss) for measurement in measurements if measurement.kind == kind]
-        for kind in NAMES
-    }
-    return {kind: fit_power_law(frontier(found)) for kind, found in points.items()}
-
-
-def ratio_at_best(measurements: list[Measurement], laws: dict[str, PowerLaw]) -> float:
-    """How many times the compute LLaDA takes to the lowest loss that both kinds have reached."""
-    reached = max(min(m.loss for m in measurements if m.kind == kind) for kind in NAMES)
-    return compute_ratio(laws["llada"], laws["autoregressive"], reached)
-
-
-def make_table(measurements: list[Measurement], laws: dict[str, PowerLaw]) -> str:
-    """Every measurement, then the laws in words."""
+def make_table(measurements: list[Measurement]) -> str:
+    """Every measurement. No law is fitted: so early in a training the curves are not lines."""
     rows = [
         [NAMES[m.kind], f"{m.num_parameters:,}", f"{m.num_tokens:,}", f"{m.flops:.2e}",
          f"{m.loss:.3f}" + (f" ± {m.standard_error:.3f}" if m.standard_error else "")]
         for m in sorted(measurements)
     ]  # fmt: skip
     head = ["", "parameters without embedding", "tokens", "FLOPs (6 N D)", "held-out loss, nats per token"]
-    words = [f"{NAMES[kind]}: loss ∝ FLOPs^−{law.exponent:.3f}." for kind, law in laws.items()]
-    ratio = f"At the lowest loss that both reach, the fits put LLaDA at {ratio_at_best(measurements, laws):.1f} times "
-    return "\n".join([markdown_table(head, rows), "", *words, ratio + "the autoregressive model's compute."])
+    return markdown_table(head, rows)
 
 
-def as_results(measurements: list[Measurement], laws: dict[str, PowerLaw]) -> dict[str, Interval]:
-    """The numbers under the names that a record has them by: exponents, the ratio, the losses at the end."""
-    results = {f"{kind}: exponent": Interval(law.exponent) for kind, law in laws.items()}
-    results["compute ratio"] = Interval(ratio_at_best(measurements, laws))
+def as_results(measurements: list[Measurement]) -> dict[str, Interval]:
+    """The losses at the end under the names that a record has them by."""
     longest = max(m.num_tokens for m in measurements)
-    for m in sorted(measurements):
-        if m.num_tokens == longest:
-            name = f"{m.kind}, {m.num_parameters} parameters: loss"
-            results[name] = Interval(m.loss, m.standard_error, 1.96 * m.standard_error)
-    return results
+    return {
+        f"{m.kind}, {m.num_parameters} parameters: loss": Interval(m.loss, m.standard_error, 1.96 * m.standard_error)
+        for m in sorted(measurements)
+        if m.num_tokens == longest
+    }
 
 
-def plot(measurements: list[Measurement], laws: dict[str, PowerLaw]) -> Any:
-    """Draw loss against compute: a line for each model, a dashed one for each law."""
-    figure = make_figure((8, 5))
+def plot(record: EvaluationRecord) -> Any:
+    """Draw loss against compute, both logarithmic: a line for each model, with its size at its end.
+
+    Raises:
+        ValueError: for a record without the measurements.
+    """
+    if MEASUREMENTS not in record.remarks:
+        raise ValueError(
+            f"The record must hold `{MEASUREMENTS}` among its remarks, got none; run the experiment again."
+        )
+    measurements = [Measurement(**found) for found in record.remarks[MEASUREMENTS]]
+    figure = make_figure((8, 4.6))
     axes = figure.subplots()
-    sizes = sorted({m.num_parameters for m in measurements})
     for kind, color in COLORS.items():
-        for size, marker in zip(sizes, "osD^vP*"):
-            _draw(axes, [m for m in measurements if m.kind == kind and m.num_parameters == size], color, marker)
-        ends = [edge(m.flops for m in measurements) for edge in (min, max)]
-        label = f"fit: loss ∝ FLOPs$^{{-{laws[kind].exponent:.3f}}}$"
-        axes.plot(ends, [laws[kind].loss(end) for end in ends], "--", color=color, linewidth=1, label=label)
+        for size in sorted({m.num_parameters for m in measurements}):
+            found = [m for m in measurements if (m.kind, m.num_parameters) == (kind, size)]
+            _draw(axes, sorted(found, key=lambda m: m.flops), color, NAMES[kind])
     axes.set(xlabel="training FLOPs (6 N D, N without embedding)", ylabel="held-out loss (nats per token)")
-    axes.set(xscale="log", yscale="log", title="Exact loss of autoregressive models, bound on LLaDA's")
+    axes.set(
+        xscale="log", yscale="log", title="Loss of autoregressive models (exact) and LLaDA (upper bound), one seed"
+    )
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_minor_formatter("{x:.3g}")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    axes.margins(x=0.08)
+    axes.grid(which="both")
+    lines, labels = axes.get_legend_handles_labels()
+    axes.legend(*zip(*{label: (line, label) for line, label in zip(lines, labels)}.values()), loc="lower left")
     return figure
 
 
-def _draw(axes: Any, measurements: list[Measurement], color: str, marker: str) -> None:
-    ordered = sorted(measurements, key=lambda m: m.flops)
-    first = ordered[0]
-    label = f"{NAMES[first.kind]}, {first.num_parameters / 1e6:.1f} M"
+def _draw(axes: Any, measurements: list[Measurement], color: str, label: str) -> None:
     axes.errorbar(
-        [m.flops for m in ordered], [m.loss for m in ordered], [m.standard_error for m in ordered],
-        color=color, marker=marker, markersize=4, linewidth=1, capsize=2, label=label,
+        [m.flops for m in measurements], [m.loss for m in measurements], [m.standard_error for m in measurements],
+        color=color, marker="o", label=label,
     )  # fmt: skip
+    last = measurements[-1]
+    name = f"{last.num_parameters / 1e6:.1f} M"
+    place = {"xytext": (3, 6), "textcoords": "offset points"}
+    axes.annotate(name, (last.flops, last.loss), fontsize=8, color=color, **place)
 
 
 # --- command ----------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train, measure, fit, write."""
+    """Train, measure, write."""
     args = parse_arguments(arguments)
     given = {"num_tokens": args.tokens, "seed": args.seed, "shapes": args.shapes and tuple(args.shapes)}
     given = {name: value for name, value in given.items() if value is not None}
@@ -366,16 +294,14 @@ def main(arguments: list[str] | None = None) -> None:
     jobs = {f"{kind} {shape}": (kind, shape, options) for shape in reversed(options.shapes) for kind in KINDS}
     results = run_jobs(train_and_measure, jobs, settings, args.output / "trainings.jsonl", args.workers, args.overwrite)
     measurements = [Measurement(*found) for result in results.values() for found in result]
-    laws = fit_laws(measurements)
     experiment.write(
         args.output,
-        make_table(measurements, laws),
-        as_results(measurements, laws),
+        make_table(measurements),
+        as_results(measurements),
         {"name": "trained from scratch"},
-        plot(measurements, laws),
+        plot,
+        {MEASUREMENTS: [measurement._asdict() for measurement in measurements]},
     )
-    text = json.dumps([measurement._asdict() for measurement in measurements], indent=1)
-    (args.output / "measurements.json").write_text(text + "\n", encoding="utf-8")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

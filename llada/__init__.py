@@ -1,6 +1,6 @@
 """Every public name of the project in one place: `from llada import LLaDAModelLM, LLaDASFTTrainer, load_checkpoint`.
 
-Nothing is imported before a name is used. What belongs to an extra (`llada-hf[train]`, `llada-hf[eval]` …) says which
+Nothing is imported before a name is used. What belongs to an extra (`train`, `eval` …) says which
 one it needs where that is not installed.
 """
 

@@ -3,6 +3,8 @@
 AutoConfig, AutoModel, AutoModelForCausalLM and AutoModelForMaskedLM build these classes once the package is imported.
 """
 
+from importlib.metadata import version
+
 import transformers
 
 from .batching_manager_llada import LLaDABatchingManager
@@ -31,6 +33,14 @@ __all__ = [
     "LLaDABatchingManager",
     "generate_many",
 ]
+
+
+def __getattr__(name: str) -> str:
+    # Asked for late: the folder also runs where the distribution is not installed.
+    if name == "__version__":
+        return version("llada-hf")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # For libraries that load by the auto classes, as TRL loads a reference model. LLaDA-MoE has LLaDA's model type, and
 # `LLaDAConfig` makes its config.

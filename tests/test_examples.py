@@ -37,6 +37,9 @@ CODE_FOLDERS = (
 )
 DOCUMENTS = (
     "README.md",
+    "CHANGELOG.md",
+    "docs/index.md",
+    "docs/quickstart.md",
     "docs/architecture.md",
     "docs/generation.md",
     "docs/training.md",
@@ -92,16 +95,23 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "docs/generation.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md", "docs/generation.md"])
 def test_the_python_code_of_a_document_runs_from_top_to_bottom(document, folder) -> None:
     code = blocks(document, "python")
-    assert len(code) >= 2
+    assert code
     run(sys.executable, "-c", "\n".join(code), folder=folder)
 
 
 @pytest.mark.slow
 def test_the_command_lines_of_the_readme_run(folder) -> None:
     commands = blocks("README.md", "bash")
+    assert len(commands) == 1
+    assert '"forward_passes"' in run("bash", "-e", "-c", "\n".join(commands), folder=folder)
+
+
+@pytest.mark.slow
+def test_the_command_lines_of_the_quickstart_run(folder) -> None:
+    commands = blocks("docs/quickstart.md", "bash")
     assert len(commands) == 3
     output = run("bash", "-e", "-c", "\n".join(commands), folder=folder)
     assert '"forward_passes"' in output
@@ -134,6 +144,21 @@ def test_the_animation_of_the_readme_is_made_by_its_script(folder) -> None:
     label = re.search('aria-label="(.*?)"', made)
     assert label is not None and label[0] in committed
     assert "The largest planet in the solar system is Jupiter." in label[1]
+
+
+@pytest.mark.slow
+@pytest.mark.newest_only
+def test_the_notebook_runs_from_top_to_bottom(folder) -> None:
+    nbclient, nbformat = (pytest.importorskip(name) for name in ("nbclient", "nbformat"))
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs would tell of an older model"
+    done = nbclient.NotebookClient(
+        notebook, timeout=240, startup_timeout=120, resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    shown = "".join(str(output) for cell in done.cells for output in cell.get("outputs", []))
+    for part in ("million parameters", "passes)", "is Rome.", "image/svg+xml", "nats"):
+        assert part in shown
+    assert (folder / "answer.svg").exists()
 
 
 @pytest.mark.slow
@@ -285,8 +310,15 @@ def test_every_file_that_a_document_names_or_links_exists(document) -> None:
         assert (ROOT / name).exists() or (near / name).exists() or name in names, name
 
 
-def test_the_readmes_tree_holds_every_file_of_the_hub_code_and_every_package() -> None:
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## What lies where")[1].split("```")[1]
+def test_the_readme_is_one_screen_and_shows_the_canvas_and_the_pipelines_first() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert text.index("docs/images/canvas.svg") < text.index('pipeline("fill-mask"') < text.index('pipeline("text-gen')
+    assert len(blocks("README.md", "python")[0].replace("\n\n", "\n").splitlines()) <= 6
+
+
+def test_the_tree_of_the_architecture_holds_every_file_of_the_hub_code_and_every_package() -> None:
+    tree = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("## What lies where")[1].split("```")[1]
     for path in (ROOT / "modeling_llada").glob("*_llada.py"):
         assert path.name in tree
     for folder in CODE_FOLDERS:

@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
+import llada
 import llada_cli.main
+import modeling_llada
 from tests.helpers import CODE_FILES, ROOT
 
 FOLDERS = {
@@ -47,7 +49,12 @@ EXTRAS = {
 NEVER_IMPORTED = {
     "bitsandbytes": "transformers imports it",
     "deepspeed": "transformers' Trainer imports it",
+    "ipykernel": "runs the notebook",
+    "mkdocs-material": "a theme",
+    "mkdocstrings": "a plugin",
     "mypy": "a command",
+    "nbclient": "the notebook's test skips without it",
+    "nbformat": "the notebook's test skips without it",
     "openai": "transformers' server imports it",
     "onnxscript": "torch.onnx imports it",
     "optimum-intel": "registers itself with optimum",
@@ -206,13 +213,13 @@ def test_every_declared_package_is_imported_somewhere():
     project = PYPROJECT["project"]
     extras = (requirement for extra in project["optional-dependencies"].values() for requirement in extra)
     declared = declared_packages([*project["dependencies"], *extras])
-    used = imported_packages(*PRESENT, "experiments", "examples", "benchmarks", "tests")
+    used = imported_packages(*PRESENT, "experiments", "examples", "benchmarks", "docs", "tests")
     assert declared - set(used) == set(NEVER_IMPORTED)
 
 
 @pytest.mark.parametrize(
     "file, left_out",
-    [("newest", {"optimum"}), ("optimum", {"eval", "onnx", "deepspeed", "quantization", "serve", "demo"})],
+    [("newest", {"optimum"}), ("optimum", {"eval", "onnx", "deepspeed", "quantization", "serve", "demo", "docs"})],
 )
 def test_every_declared_package_has_a_tested_version(file, left_out):
     lines = (ROOT / "constraints" / f"{file}.txt").read_text(encoding="utf-8").splitlines()
@@ -235,6 +242,7 @@ def test_the_readme_and_the_classifiers_name_the_required_python():
 def test_the_version_stands_in_one_place():
     declared = PYPROJECT["project"]["version"]
     assert version("llada-hf") == declared
+    assert llada.__version__ == modeling_llada.__version__ == declared
     assert run(str(Path(sys.executable).with_name("llada")), "--version").stdout.split()[-1] == declared
     copies = [
         str(path.relative_to(ROOT))
@@ -243,6 +251,8 @@ def test_the_version_stands_in_one_place():
         if f'"{declared}"' in path.read_text(encoding="utf-8")
     ]
     assert copies == []
+    assert f"\nversion: {declared}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {declared}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_bundled_model_carries_the_code_of_the_package():

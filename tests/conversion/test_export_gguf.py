@@ -137,7 +137,7 @@ def test_the_bundled_model_needs_no_name_of_its_splitting_rule(tmp_path):
     assert all(len(merge.split(" ")) == 2 for merge in fields["tokenizer.ggml.merges"])
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/conversion.md"])
+@pytest.mark.parametrize("document", ["docs/quickstart.md", "docs/conversion.md"])
 def test_the_documents_commands_export_the_bundled_model(document, tmp_path):
     text = (ROOT / document).read_text(encoding="utf-8")
     (command,) = re.findall(r"^llada (export gguf checkpoints/.*)$", text, flags=re.MULTILINE)

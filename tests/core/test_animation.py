@@ -163,6 +163,7 @@ def test_a_path_that_cannot_be_written_is_refused(checkpoint, frames, tmp_path, 
 def test_a_gif_without_pillow_says_what_to_install(checkpoint, frames, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
     with pytest.raises(
-        ImportError, match=r"A GIF needs the package `PIL`; install it with: pip install 'llada-hf\[demo\]'"
+        ImportError,
+        match=r"A GIF needs the package `PIL`; install it from a checkout of this project: pip install '\.\[demo\]'",
     ):
         write_animation(tmp_path / "a.gif", frames, checkpoint.tokenizer)

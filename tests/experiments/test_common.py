@@ -2,11 +2,12 @@
 
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
 
-from experiments import common
+from experiments import common, redraw
 from experiments.common import (
     KINDS,
     FitOptions,
@@ -18,6 +19,7 @@ from experiments.common import (
     run_jobs,
     score_rows,
 )
+from tests.helpers import ROOT
 
 MASK, PAD = 1, 0
 
@@ -147,3 +149,23 @@ def test_an_interval_over_runs_is_student_s():
     assert mean_interval([0.0, 2.0] * 10).half_width == pytest.approx(2.093024 * (20 / 19 / 20) ** 0.5)
     with pytest.raises(ValueError, match="`values` must hold at least one number, got none"):
         mean_interval([])
+
+
+def test_a_figure_is_drawn_again_from_its_record_alone(tmp_path):
+    names = set()
+    for source in (ROOT / "docs" / "results").glob("*.record.json"):
+        if source.name.split("-")[0] not in redraw.NAMES:
+            continue
+        names.add(source.name.split("-")[0])
+        path = shutil.copy(source, tmp_path)
+        redraw.main([str(path)])
+        assert (tmp_path / f"{source.name.split('-')[0]}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.stem for path in tmp_path.glob("*.png")} == names >= {"reversal", "sampling", "scaling"}
+
+
+def test_a_record_of_something_else_cannot_be_redrawn():
+    [source] = (ROOT / "docs" / "results" / "offline").glob("boolq-*.record.json")
+    with pytest.raises(
+        ValueError, match="`record` must be of one of the experiments preferences, reversal, sampling, scaling, got"
+    ):
+        redraw.redraw(source)

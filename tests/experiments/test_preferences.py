@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from experiments import preferences
+from experiments import preferences, redraw
 
 pytestmark = pytest.mark.newest_only
 
@@ -47,6 +47,8 @@ def test_the_short_run_writes_table_figure_and_record_and_goes_on_where_it_was(t
     assert (tmp_path / "preferences.png").read_bytes().startswith(b"\x89PNG")
     [record] = tmp_path.glob("*.record.json")
     assert len(json.loads(record.read_text())["results"]) == 4 + 5 * 2
+    (tmp_path / "preferences.png").unlink()
+    assert redraw.redraw(record).exists()
     lines = (tmp_path / "trainings.jsonl").read_text().splitlines()
     (tmp_path / "trainings.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     capsys.readouterr()
