@@ -66,16 +66,6 @@ def parse_options(args: list[str], classes: list[Any], command: str, description
     return tuple(configs)
 
 
-class _Parser(TrlParser):
-    """TRL's parser, with a recipe's options under all names that the command line knows."""
-
-    def set_defaults_with_config(self, **options: Any) -> list[str]:
-        # Flags that take no value are --help and the opposites of others.
-        actions = [action for action in self._actions if action.nargs != 0]
-        names = {flag.lstrip("-"): action.dest for action in actions for flag in action.option_strings}
-        return super().set_defaults_with_config(**{names.get(name, name): value for name, value in options.items()})
-
-
 def parse_with_adapter(
     args: list[str], config_class: Any, command: str, description: str, further: tuple[Any, ...] = ()
 ) -> tuple[Any, ...]:
@@ -225,6 +215,16 @@ def load_tokenizer(config: Any) -> Any:
         # The released tokenizers hold LLaDA's tokens but declare no mask.
         tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
     return tokenizer
+
+
+class _Parser(TrlParser):
+    """TRL's parser, with a recipe's options under all names that the command line knows."""
+
+    def set_defaults_with_config(self, **options: Any) -> list[str]:
+        # Flags that take no value are --help and the opposites of others.
+        actions = [action for action in self._actions if action.nargs != 0]
+        names = {flag.lstrip("-"): action.dest for action in actions for flag in action.option_strings}
+        return super().set_defaults_with_config(**{names.get(name, name): value for name, value in options.items()})
 
 
 def _check_recipe(path: str = "") -> None:

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import errno
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -142,7 +143,8 @@ def stream_documents(
         column = "text" if _is_plain(source.name) else text_column
         if column not in (names := _names_of(rows, source)):
             raise ValueError(f"`text_column` must be a column of {source.text} ({', '.join(names)}), got {column!r}.")
-        parts.append((source, rows.select_columns([column]).rename_columns({column: "text"})))
+        rows = rows.select_columns([column])
+        parts.append((source, rows if column == "text" else rows.rename_column(column, "text")))
     return _interleaved(parts)
 
 
@@ -557,7 +559,8 @@ def _file_options(path: str) -> dict[str, Any]:
     if extension not in FILE_FORMATS:
         raise ValueError(f"Data files must end in {', '.join(FILE_FORMATS)}, got {path!r}; convert it to JSON lines.")
     options = {"sample_by": "document"} if _is_plain(path) else {}
-    return {"path": FILE_FORMATS[extension], "data_files": path, **options}
+    # `datasets` reads names as patterns.
+    return {"path": FILE_FORMATS[extension], "data_files": glob.escape(path), **options}
 
 
 def _check_lines(path: str, extension: str) -> None:

@@ -25,7 +25,7 @@ CLASSES: dict[str, list[tuple[str, str]]] = {
 SECTIONS: dict[str, list[str]] = {
     "Model and data": [
         "model", "model_config", "tokenizer", "train_data", "validation_data", "streaming", "text_column", "rewards",
-        "prompt_column", "as_chat", "sequence_length", "max_length", "max_prompt_length", "packing",
+        "prompt_column", "as_chat", "sequence_length", "max_length", "packing",
     ],
     "Run": [
         "output_dir", "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",

@@ -126,7 +126,7 @@ def letters(tmp_path, monkeypatch):
     "sources, texts",
     [
         (["a.jsonl*2+b.parquet[:1]"], "a0 a1 a2 a3 a0 a1 a2 a3 b0"),
-        (["b.parquet", "a.jsonl[1:3]*1.5"], "b0 b1 a1 a2 a2"),
+        (["b.parquet", "a.jsonl[1:3]*1.5"], "b0 b1 a1 a2 a1"),
         (["a.jsonl[-1:]"], "a3"),
         (["a.jsonl*.25+b.parquet*1"], "a2 b0 b1"),
     ],

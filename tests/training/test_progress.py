@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from llada_training.command import silence_libraries
 from llada_training.progress import LogTable, counted
 
 
@@ -12,6 +13,7 @@ def shown(make_trainer, capsys):
     """Train with a table, and return the lines that were printed."""
 
     def train(**options):
+        silence_libraries()
         trainer, table = make_trainer(**options), LogTable()
         table.attach(trainer)
         trainer.train()
