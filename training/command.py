@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -173,6 +174,9 @@ def silence_libraries() -> None:
     # Otherwise DeepSpeed, which accelerate imports where it is installed, warns that it found no accelerator.
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # `Trainer` tells which ids it takes from the tokenizer; a tokenizer that does not fit is refused before.
+    for module in ("transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(module).addFilter(lambda record: "PAD/BOS/EOS" not in record.getMessage())
     # PEFT asks for it by its old name.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 

@@ -501,7 +501,7 @@ def _stream_sources(
     """As `_read_sources`, but read while they are used."""
     for source in parse_sources(sources):
         if is_file(source.name):
-            rows = load_dataset(**_file_options(source.name), split="train", streaming=True)
+            rows = _stream_file(source.name)
         elif _is_saved(source.name):
             rows = _load_named(source.name, split, config_name).to_iterable_dataset()
         else:
@@ -511,6 +511,13 @@ def _stream_sources(
             raise ValueError(f"A slice of a stream must count from its first row, got {source.text!r}; correct it.")
         rows = rows.skip(start) if start else rows
         yield source, rows if stop is None else rows.take(stop - start)
+
+
+def _stream_file(path: str) -> IterableDataset:
+    try:
+        return load_dataset(**_file_options(path), split="train", streaming=True)
+    except StopIteration:  # `datasets` looks for the columns in the first row
+        raise ValueError(f"{path} must hold at least one row, got none; name another one.") from None
 
 
 def _names_of(rows: IterableDataset, source: Source) -> list[str]:

@@ -143,7 +143,7 @@ def _read_field(module: str, name: str, item: ast.AnnAssign) -> Option:
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     given |= dict(zip(("default", "help"), call.args))
     default = _value(module, given["default"]) if "default" in given else UNKNOWN
-    text = _value(module, given["help"]) if "help" in given else UNKNOWN
+    text: Any = _value(module, given["help"]) if "help" in given else UNKNOWN
     if "metadata" in given:
         texts = {_value(module, key): value for key, value in zip(given["metadata"].keys, given["metadata"].values)}
         text = _value(module, texts["help"]) if "help" in texts else UNKNOWN
@@ -210,11 +210,11 @@ def _find(module: str, name: str) -> tuple[str, Any]:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return module, getattr(node, "value", None)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.ImportFrom):
+            for alias in statement.names:
                 if name == (alias.asname or alias.name):
-                    return _find(_source_of(module, path, node), alias.name)
+                    return _find(_source_of(module, path, statement), alias.name)
     return module, None
 
 

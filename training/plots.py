@@ -24,6 +24,7 @@ def plot_loss_curve(history: Union[list[dict], str, Path], path: Union[str, Path
         ValueError: if the log holds no loss.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     log: Any = history
     if isinstance(history, (str, Path)):
@@ -51,7 +52,7 @@ def plot_loss_curve(history: Union[list[dict], str, Path], path: Union[str, Path
         right.legend(loc="upper right")
     for each in (left, rate, right):
         each.grid(alpha=0.25)
-        each.xaxis.get_major_locator().set_params(integer=True)
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     return Path(path)

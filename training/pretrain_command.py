@@ -46,10 +46,12 @@ def build_trainer(config: LLaDAPretrainingConfig) -> LLaDAPretrainingTrainer:
     model = load_model(config, tokenizer)
     vocab_size, mask_token_id = model.config.embedding_size, model.config.mask_token_id
 
+    # `load_model` has set it.
+    length = cast(int, config.sequence_length)
+
     def pack(documents: Dataset, first: int = 0) -> tuple[Dataset, int]:
-        length, num_proc = config.sequence_length, config.dataset_num_proc
-        # What a chunk of a stream packs in a moment needs no processes.
-        num_proc = None if config.streaming else num_proc
+        # A chunk of a stream is packed in a moment, and needs no processes.
+        num_proc = None if config.streaming else config.dataset_num_proc
         packed = pack_documents(documents, tokenizer, length, vocab_size, mask_token_id, num_proc, first)
         return packed, first + len(packed)
 
@@ -64,7 +66,7 @@ def build_trainer(config: LLaDAPretrainingConfig) -> LLaDAPretrainingTrainer:
         return Stream(documents, pack_chunk, PACK_BATCH, config.seed)
 
     packed = load_data(config, load_packed, stream_packed)
-    report_start(config, model, packed, "sequence", config.sequence_length)
+    report_start(config, model, packed, "sequence", length)
     return LLaDAPretrainingTrainer(
         model,
         config,

@@ -45,11 +45,11 @@ def parse_sft(args: list[str]) -> tuple[LLaDASFTConfig, AdapterOptions]:
 
 def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTrainer:
     """Load examples, tokenizer and model, and put them into a trainer."""
-    named = {"config_name": config.dataset_config_name}
+    config_name = config.dataset_config_name
     data = load_data(
         config,
-        lambda sources, split: load_examples(sources, split, **named),
-        lambda sources, split: stream_examples(sources, split, **named),
+        lambda sources, split: load_examples(sources, split, config_name),
+        lambda sources, split: stream_examples(sources, split, config_name),
     )
     tokenizer = load_tokenizer(config)
     if any(has_conversations(examples) for examples in data.values()):
