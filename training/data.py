@@ -233,9 +233,10 @@ def as_messages(rows: Dataset, columns: Optional[tuple[str, ...]]) -> Dataset:
 def _from_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
     messages = []
     for message in row["conversations"]:
-        role = message["role"] if message.get("from") is None else message["from"]
-        words = message["content"] if message.get("value") is None else message["value"]
-        kept = {name: message[name] for name in ("tool_calls",) if message.get(name)}
+        role, words = message.get("from"), message.get("value")
+        role = message.get("role") if role is None else role
+        words = message.get("content") if words is None else words
+        kept = {name: message[name] for name in ("tool_calls",) if name in message}
         messages.append({"role": ROLES.get(role, role), "content": words} | kept)
     return {"messages": messages}
 

@@ -192,8 +192,10 @@ def test_a_tokenizer_without_eos_is_refused(make_sft_trainer, tokenizer):
         make_sft_trainer(processing_class=bare)
 
 
-def test_streams_and_empty_data_are_refused(make_sft_trainer, pairs):
-    with pytest.raises(ValueError, match=r"train data must be a `datasets.Dataset`.*, got IterableDataset; streaming"):
-        make_sft_trainer(train_dataset=pairs.to_iterable_dataset())
+def test_streams_and_empty_data_are_refused_for_validation(make_sft_trainer, pairs):
+    with pytest.raises(
+        ValueError, match=r"eval data must be a `datasets.Dataset`.*, got IterableDataset; only the train"
+    ):
+        make_sft_trainer(eval_dataset=pairs.to_iterable_dataset())
     with pytest.raises(ValueError, match="The eval data must hold at least one example, got none"):
         make_sft_trainer(eval_dataset={"eval": pairs.select([])})
