@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from urllib.parse import quote
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-# Losses and accuracies: what one follows. TensorBoard shows those whose names match.
-METRICS = "loss$|masked_accuracy"
-SIZE = {"width": 1180, "height": 640}
+# TensorBoard shows the metrics whose names match.
+METRICS = "^train/(loss|masked_accuracy|tokens_per_second)$|^eval/loss$"
+SIZE = {"width": 1180, "height": 1040}
 # Colours of the picture; a palette is a quarter of the file.
 NUM_COLORS = 48
 PATIENCE = 300  # seconds
@@ -40,7 +41,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{port}/")
-        picture = take_picture(f"http://127.0.0.1:{port}/?darkMode=false&tagFilter={METRICS}#timeseries")
+        picture = take_picture(f"http://127.0.0.1:{port}/?darkMode=false&tagFilter={quote(METRICS)}#timeseries")
     finally:
         server.terminate()
     image = Image.open(io.BytesIO(picture)).convert("RGB")
@@ -73,6 +74,7 @@ def take_picture(address: str) -> bytes:
         page.set_default_timeout(1000 * PATIENCE)
         page.goto(address)
         page.wait_for_selector("scalar-card line-chart")
+        page.locator("button.settings-button").click()  # closes the pane, which is open at first
         page.wait_for_timeout(5000)  # for the lines
         picture = page.screenshot()
         browser.close()

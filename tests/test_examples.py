@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,20 @@ def test_the_animation_of_the_readme_is_made_by_its_script(folder) -> None:
     label = re.search('aria-label="(.*?)"', made)
     assert label is not None and label[0] in committed
     assert "The largest planet in the solar system is Jupiter." in label[1]
+
+
+@pytest.mark.slow
+def test_the_picture_of_tensorboard_is_taken(folder) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `track`")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("no Chromium on the path; `make test-browser` installs it")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "run")) as writer:
+        for step in range(3):
+            writer.add_scalar("train/loss", 3.0 - step, step)
+    run_example("tensorboard_picture.py", "run", "picture.png", folder=folder)
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
