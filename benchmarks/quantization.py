@@ -3,7 +3,7 @@
 Held-out texts with half of their tokens masked give the divergence of the predictions, the texts themselves the bound
 on their likelihood, and their beginnings prompts for greedy answers. Usage:
 
-    pip install '.[quantization]'
+    pip install ".[quantization]"
     python benchmarks/quantization.py                                       # the table of docs/training.md
     python benchmarks/quantization.py --model DIR --texts 8 --length 16 --schemes bfloat16,nf4 --json result.json
 """

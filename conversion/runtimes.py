@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from torch import Tensor
 from torch.export import Dim
 
+from llada_core.lazy import install_line
+
 from .graphs import Graph, Runner, Tensors
 
 # Runtime -> the distributions its exporter and its classes need, in the versions of the extra `optimum`.
@@ -21,9 +23,7 @@ NEEDED = {
     "onnx": ("transformers", "optimum", "optimum-onnx", "onnxruntime"),
     "openvino": ("transformers", "optimum", "optimum-intel", "openvino"),
 }
-_WAY_OUT = (
-    "make an environment for it: make setup-optimum, or pip install '.[optimum]' in a new one, both in a checkout."
-)
+_WAY_OUT = "make an environment for it: make setup-optimum, or pip install '.[optimum]' in a new one."
 # A protocol buffer holds 2 GiB; above this many bytes the weights of an ONNX file go to a file of their own.
 LARGEST_FILE = 2**31 - 2**27
 _OPSET = 18
@@ -165,8 +165,7 @@ def require_packages(modules: Iterable[str], extra: str, user: str = "The export
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"{user} needs {', '.join(f'`{name}`' for name in missing)}; install it from a checkout "
-            f"of this project: pip install '.[{extra}]'"
+            f"{user} needs {', '.join(f'`{name}`' for name in missing)}; install it with: {install_line(extra)}"
         )
 
 

@@ -665,7 +665,8 @@ def _describe_data(trainer: Any) -> str:
 
 
 def _describe_part(title: str, rows: Any, sources: Optional[list[str]]) -> str:
-    facts = [*(f"`{_public_name(name)}`" for name in sources or []), f"{len(rows):,} rows"]
+    size = f"{len(rows):,} rows" if hasattr(rows, "__len__") else "a stream"
+    facts = [*(f"`{_public_name(name)}`" for name in sources or []), size]
     # A `datasets.Dataset`, tokenised
     columns = [name for name in TOKEN_COLUMNS if name in rows.column_names] if hasattr(rows, "with_format") else []
     if columns:

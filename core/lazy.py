@@ -52,7 +52,9 @@ def requires_extra(extra: str | None, user: str) -> Iterator[None]:
         if extra is None:
             raise
         package = str(error.name).partition(".")[0]
-        raise ImportError(
-            f"{user} needs the package `{package}`; install it from a checkout of this project: "
-            f"pip install '.[{extra}]'"
-        ) from error
+        raise ImportError(f"{user} needs the package `{package}`; install it with: {install_line(extra)}") from error
+
+
+def install_line(extra: str) -> str:
+    """The command that installs one of this distribution's extras; no package index has it, so a checkout is needed."""
+    return f'pip install ".[{extra}]" in the checkout'

@@ -26,6 +26,7 @@ from modeling_llada.generation_config_llada import READERS, is_read
 
 from .host import avoid_broken_amx
 from .hub import hub_errors, local_folder
+from .lazy import install_line
 from .tokenization import missing_tokens, prepare_tokenizer, special_tokens
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -392,8 +393,7 @@ def _merge_adapter(model: Any, name: str, revision: str) -> Any:
         from peft import PeftModel
     except ImportError:
         raise ImportError(
-            f"`{name}` is a LoRA adapter, which needs the package `peft`; install it from a checkout of this "
-            "project: pip install '.[train]'"
+            f"`{name}` is a LoRA adapter, which needs the package `peft`; install it with: {install_line('train')}"
         ) from None
     try:
         with warnings.catch_warnings():

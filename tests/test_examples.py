@@ -7,20 +7,28 @@ import importlib
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import jinja2
 import jinja2.meta
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from llada_cli.main import app
 from llada_core.card import new_card
+from llada_core.records import write_record
 from modeling_llada.generation_config_llada import OPTIONS
+from modeling_llada.modeling_llada import LLaDAModelLM
 from tests.helpers import ROOT, run_script
+from tests.score_records import make_record
 
 CODE_FOLDERS = (
     "modeling_llada",
@@ -95,7 +103,7 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md", "docs/generation.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md", "docs/generation.md", "docs/evaluation.md"])
 def test_the_python_code_of_a_document_runs_from_top_to_bottom(document, folder) -> None:
     code = blocks(document, "python")
     assert code
@@ -129,6 +137,79 @@ def test_the_command_lines_of_post_training_run(folder) -> None:
         assert (folder / "runs" / name / "loss_curve.png").exists()
 
 
+# What keeps a block from a test: time, a machine, the network, an environment of its own, or a test elsewhere.
+REASONS = re.compile(
+    r"hour|minutes|\d GB|GPU|the Hub|environment of|installs packages|Ctrl-C|the server|a test |run by a"
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_block_that_does_not_run_says_why(document) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for reason in re.findall(r"^```\w+ no-run(.*)$", text, flags=re.MULTILINE):
+        assert REASONS.search(reason), f"`no-run{reason}` in {document} gives no reason that a test could not meet"
+
+
+# Lines of blocks that do not run as they stand: what replaces the names in them, and what makes them short.
+TRAINED_ON = {"DIR": str(REFERENCE), "DST": str(REFERENCE), "checkpoints/llada-tiny": str(REFERENCE)}
+ONE_STEP = ("--max_steps", "1", "--save_strategy", "no")
+LINES = [
+    ("docs/training.md", "llada train sft --model checkpoints/llada-tiny", TRAINED_ON, ONE_STEP),
+    ("docs/training.md", "llada train pretrain --model checkpoints/llada-tiny", TRAINED_ON, ONE_STEP),
+    ("docs/training.md", "llada train sft --model DIR --output_dir runs/mixed", TRAINED_ON, ONE_STEP),
+    ("docs/training.md", "llada train sft --model DIR --train_data my.jsonl", TRAINED_ON, ONE_STEP),
+    ("docs/training.md", "llada train pretrain --model DST", TRAINED_ON | {"1024": "64"}, ONE_STEP),
+    ("docs/conversion.md", "llada convert autoregressive SRC DST", {"SRC": "llama", "DST": "converted"}, ()),
+    ("docs/conversion.md", "llada push DIR user/name --license mit --dry-run", {"DIR": "checkpoints/llada-tiny"}, ()),
+    ("docs/evaluation.md", "llada evaluate compare base base-prefix-cache", {}, ()),
+    ("docs/evaluation.md", "llada evaluate card base LLaDA-8B-Base", {}, ()),
+]
+
+
+@pytest.fixture
+def prepared(folder, monkeypatch) -> Path:
+    """A folder with the files that the lines name, as small as they can be."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets-cache")
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    for name in ("my-examples", "my", "chats", "more"):
+        (folder / f"{name}.jsonl").write_text((json.dumps({"messages": said}) + "\n") * 4)
+    datasets.Dataset.from_list([{"messages": said}] * 4).to_parquet("pairs.parquet")
+    (folder / "my-text.txt").write_text("The cat sleeps on the warm stove.\n")
+    (folder / "text.jsonl").write_text('{"text": "The cat sleeps on the warm stove."}\n')
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=512)).save_pretrained("llama")
+    PreTrainedTokenizerFast.from_pretrained(REFERENCE).save_pretrained("llama")
+    for name, steps in (("base", 256), ("base-prefix-cache", 128)):
+        write_record(folder / name, make_record(settings={"options": {"steps": steps}}))
+    (folder / "LLaDA-8B-Base").mkdir()
+    (folder / "LLaDA-8B-Base" / "README.md").write_text("---\nlicense: mit\n---\n# A card\n")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.newest_only
+@pytest.mark.parametrize("document, start, names, further", LINES, ids=[start for _, start, *_ in LINES])
+def test_a_line_with_names_to_replace_runs_when_they_are_replaced(document, start, names, further, prepared) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    [line] = re.findall(rf"^{re.escape(start)}.*$", text, flags=re.MULTILINE)[:1]
+    words = [names.get(word, word) for word in shlex.split(line, comments=True)]
+    result = CliRunner().invoke(app, [*words[1:], *further])
+    assert result.exit_code == 0, result.output
+    assert "Warning" not in result.output
+
+
+@pytest.mark.slow
+def test_the_causal_mask_of_the_conversion_document_is_one_that_the_model_takes() -> None:
+    text = (ROOT / "docs" / "conversion.md").read_text(encoding="utf-8")
+    code = text.split("```python no-run: names to replace; a test runs it\n")[1].split("```")[0]
+    ids = torch.arange(5)[None]
+    run_there = {"torch": torch, "length": 5, "ids": ids, "model": LLaDAModelLM.from_pretrained(REFERENCE).eval()}
+    exec(code.replace("model(ids", "logits = model(ids"), run_there)
+    changed = run_there["model"](torch.tensor([[0, 1, 2, 9, 9]]), attention_mask=run_there["causal"]).logits
+    torch.testing.assert_close(run_there["logits"][:, :3], changed[:, :3])
+
+
 @pytest.mark.slow
 def test_the_generation_example_runs(folder) -> None:
     output = run_example("generate.py", folder=folder)
@@ -159,6 +240,20 @@ def test_the_notebook_runs_from_top_to_bottom(folder) -> None:
     for part in ("million parameters", "passes)", "is Rome.", "image/svg+xml", "nats"):
         assert part in shown
     assert (folder / "answer.svg").exists()
+
+
+@pytest.mark.slow
+def test_the_picture_of_tensorboard_is_taken(folder) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra `track`")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("no Chromium on the path; `make test-browser` installs it")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "run")) as writer:
+        for step in range(3):
+            writer.add_scalar("train/loss", 3.0 - step, step)
+    run_example("tensorboard_picture.py", "run", "picture.png", folder=folder)
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

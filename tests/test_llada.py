@@ -63,8 +63,6 @@ def test_a_name_whose_extra_is_not_installed_says_which_one(package, extra, name
     for loaded in [module for module in sys.modules if module.partition(".")[0] == package]:
         monkeypatch.setitem(sys.modules, loaded, None)
     monkeypatch.delitem(sys.modules, home)
-    expected = (
-        f"`{name}` needs the package `{package}`; install it from a checkout of this project: pip install '.[{extra}]'"
-    )
+    expected = f'`{name}` needs the package `{package}`; install it with: pip install ".[{extra}]" in the checkout'
     with pytest.raises(ImportError, match=re.escape(expected)):
         getattr(llada, name)

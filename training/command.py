@@ -1,7 +1,10 @@
 """What the training commands share: options in, a run started or resumed, a model folder and a loss curve out."""
 
 import difflib
+import importlib.util
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -9,17 +12,31 @@ import torch
 import yaml
 from transformers import TrainerCallback, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import TrlParser
 
 from llada_core import loading
+from llada_core.lazy import install_line
 from llada_core.tokenization import missing_tokens, prepare_tokenizer, save_tokenizer, special_tokens
 
 from .adapters import AdapterOptions, merge_adapter
 from .checkpoints import checkpoint_to_resume, last_checkpoint
 from .plots import plot_loss_curve
+from .progress import LogTable, counted
 
 LOSS_CURVE = "loss_curve.png"
 ADAPTER_FOLDER = "adapter"
+# Packages of the names in `report_to`, one of which is enough; the extra `track` installs the first two names'.
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "comet_ml": ("comet_ml",),
+    "clearml": ("clearml",),
+    "swanlab": ("swanlab",),
+}
+TRACK = ("tensorboard", "trackio")
 
 
 def parse_options(args: list[str], classes: list[Any], command: str, description: str) -> tuple[Any, ...]:
@@ -41,12 +58,12 @@ def parse_options(args: list[str], classes: list[Any], command: str, description
     if "--config" in args:
         _check_recipe(*args[args.index("--config") + 1 :][:1])
     usage = f"{command} [--config RECIPE.yaml] [--option value ...]"
-    parser = TrlParser(classes, usage=usage, description=description, allow_abbrev=False)
+    parser = _Parser(classes, usage=usage, description=description, allow_abbrev=False)
     *configs, unknown = parser.parse_args_and_config(args, return_remaining_strings=True)
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         nearest = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1, cutoff=0.0)[0]
-        raise ValueError(f"Unknown option {unknown[0]!r}; did you mean {nearest!r}? `--help` lists all options.")
+        raise ValueError(f"Unknown option {unknown[0]!r}; did you mean {nearest!r}? `--help-all` lists all options.")
     return tuple(configs)
 
 
@@ -93,6 +110,7 @@ def run_training(
 
     Raises:
         ValueError: if there is nothing to resume, or if checkpoints of another run would be mixed with this one's.
+        ImportError: as `check_packages`.
     """
     set_seed(config.seed)
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, config.output_dir)
@@ -102,9 +120,16 @@ def run_training(
             f"`output_dir` must not hold checkpoints of an earlier run, got {found}; pass "
             "--resume_from_checkpoint true to continue it, or another --output_dir."
         )
+    check_packages(config, adapter)
+    silence_libraries()
     trainer = build_trainer()
     trainer.add_callback(_LogLastStep())
-    trainer.train(resume_from_checkpoint=checkpoint)
+    table = LogTable()
+    table.attach(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        table.close()
     trainer.save_state()
     if adapter is not None and adapter.use_peft:
         save_adapter(trainer, adapter.merge_adapter)
@@ -115,6 +140,45 @@ def run_training(
         trainer.create_model_card()
         print(f"Model, tokenizer and training log: {config.output_dir}\nLoss curve: {curve}")
     return config.output_dir
+
+
+def check_packages(config: Any, adapter: Optional[AdapterOptions] = None) -> None:
+    """Notice what the run will need and is not installed, before the model is loaded.
+
+    Raises:
+        ImportError: if a package is missing.
+        ValueError: if `report_to` names what transformers does not know.
+    """
+    for name in config.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"`report_to` must be none, all or of {known}, got {name!r}.")
+        packages = TRACKERS.get(name, ())
+        if packages and not any(map(importlib.util.find_spec, packages)):
+            line = install_line("track") if name in TRACK else f"pip install {name}"
+            raise ImportError(f"`report_to` {name} needs the package `{packages[0]}`; install it with: {line}")
+    is_deepspeed = config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    uses = {
+        "matplotlib": ("The loss curve", "train", True),
+        "peft": ("`use_peft`", "train", adapter is not None and adapter.use_peft),
+        "bitsandbytes": ("`load_in_4bit`", "quantization", adapter is not None and adapter.load_in_4bit),
+        "deepspeed": ("ZeRO", "deepspeed", is_deepspeed),
+    }
+    for package, (user, extra, is_used) in uses.items():
+        if is_used and importlib.util.find_spec(package) is None:
+            raise ImportError(f"{user} needs the package `{package}`; install it with: {install_line(extra)}")
+
+
+def silence_libraries() -> None:
+    """Keep off the screen what libraries remark on ways in which they are driven here."""
+    # Otherwise DeepSpeed, which accelerate imports where it is installed, warns that it found no accelerator.
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # `Trainer` tells which ids it takes from the tokenizer; a tokenizer that does not fit is refused before.
+    for module in ("transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(module).addFilter(lambda record: "PAD/BOS/EOS" not in record.getMessage())
+    # PEFT asks for it by its old name.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 def save_model(trainer: Any) -> None:
@@ -157,6 +221,16 @@ def load_tokenizer(config: Any) -> Any:
     return tokenizer
 
 
+class _Parser(TrlParser):
+    """TRL's parser, with a recipe's options under all names that the command line knows."""
+
+    def set_defaults_with_config(self, **options: Any) -> list[str]:
+        # Flags that take no value are --help and the opposites of others.
+        actions = [action for action in self._actions if action.nargs != 0]
+        names = {flag.lstrip("-"): action.dest for action in actions for flag in action.option_strings}
+        return super().set_defaults_with_config(**{names.get(name, name): value for name, value in options.items()})
+
+
 def _check_recipe(path: str = "") -> None:
     if not os.path.isfile(path):
         raise ValueError(f"`--config` must name a YAML file, got {path!r}, which does not exist.")
@@ -169,20 +243,31 @@ def _check_recipe(path: str = "") -> None:
         raise ValueError(f"`--config` must name a YAML file with a mapping of options, got {path!r}, which holds none.")
 
 
-def load_data(config: Any, load: Callable[[list[str], str], Any]) -> dict[str, Any]:
-    """The data sets for `train` and, if given, `validation`, by `load(sources, split)`; one process prepares them."""
+def load_data(
+    config: Any, load: Callable[[list[str], str], Any], stream: Optional[Callable[[list[str], str], Any]] = None
+) -> dict[str, Any]:
+    """The data sets for `train` and, if given, `validation`, by `load(sources, split)`; one process prepares them.
+
+    With `streaming`, those for `train` come from `stream(sources, split)`.
+    """
     sources = {"train": (config.train_data or [], config.train_split)}
     if config.validation_data:
         sources["validation"] = (config.validation_data, config.validation_split)
     with config.main_process_first(desc="data preparation"):
-        return {name: load(*source) for name, source in sources.items()}
+        return {
+            name: stream(*source) if stream is not None and config.streaming and name == "train" else load(*source)
+            for name, source in sources.items()
+        }
 
 
 def report_start(config: Any, model: Any, data: dict[str, Any], unit: str, longest: int) -> None:
-    """Print how large model and data are; data sets by name, counted in `unit`, of at most `longest` tokens each."""
+    """Print how large model and data are: data sets by name, counted in `unit` (singular), and their longest row."""
     if config.process_index:
         return
-    parts = ", ".join(f"{len(rows):,} {unit} for {name}" for name, rows in data.items())
+    parts = ", ".join(
+        f"{counted(len(rows), unit) if hasattr(rows, '__len__') else f'a stream of {unit}s'} for {name}"
+        for name, rows in data.items()
+    )
     num_parameters, num_trained = model.num_parameters(), model.num_parameters(only_trainable=True)
     share = "" if num_trained == num_parameters else f", of which {num_trained / 1e6:.2f} M are trained"
     print(f"Model of {num_parameters / 1e6:.1f} M parameters{share}; {parts}, of at most {longest} tokens.")

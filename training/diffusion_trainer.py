@@ -33,6 +33,7 @@ from .loss import (
     summarize,
 )
 from .noise import IGNORE_INDEX, draw_noise, training_noise_levels
+from .stream import settle_streaming
 
 # Evaluation draws the same masks at every step of every run.
 EVALUATION_SEED, EVALUATION_STEP = 0, -1
@@ -76,9 +77,10 @@ NUMBER_RANGES: dict[str, tuple[int, Optional[float]]] = {
 }
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a class of options, with what `--help` says of it."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, also: tuple[str, ...] = ()) -> Any:
+    """A field of a class of options, with what `--help` says of it, and other names of it on the command line."""
+    flags = [f"--{name.replace('_', separator)}" for name in also for separator in "_-"]
+    return field(default=default, metadata={"help": help, "aliases": flags})
 
 
 @dataclass
@@ -92,7 +94,9 @@ class TrainingOptions:
     fixed_options: ClassVar[dict[str, tuple[Any, str]]] = SHARED_FIXED_OPTIONS
 
     model: Optional[str] = option(
-        None, "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew."
+        None,
+        "LLaDA checkpoint (folder or Hub id) to start from. Unset: pre-training begins anew.",
+        also=("model_name_or_path",),
     )
     attn_implementation: Optional[str] = option(
         None,
@@ -101,14 +105,19 @@ class TrainingOptions:
     )
     tokenizer: Optional[str] = option(None, "Folder or Hub id of the tokenizer. Unset: the one beside `model`.")
     train_data: Optional[list[str]] = option(
-        None, "Text files (.txt), JSON-lines files (.jsonl), or one data set's name or folder."
+        None,
+        "Files (.jsonl, .json, .parquet, .txt), and folders or names of data sets. Each may have a slice and a weight: "
+        "a.jsonl*2 b.parquet[:1000].",
+        also=("dataset_name",),
     )
     validation_data: Optional[list[str]] = option(
         None, "As `train_data`, for evaluation. Needed when `eval_strategy` is not no."
     )
-    dataset_config_name: Optional[str] = option(None, "Configuration of the named data set.")
-    train_split: str = option("train", "Split of a named data set to train on.")
-    validation_split: str = option("validation", "Split of a named data set to evaluate on.")
+    dataset_config_name: Optional[str] = option(None, "Configuration of named data sets.", also=("dataset_config",))
+    train_split: str = option("train", "Split of named data sets to train on.", also=("dataset_train_split",))
+    validation_split: str = option(
+        "validation", "Split of named data sets to evaluate on.", also=("dataset_test_split",)
+    )
 
     save_dtype: Optional[str] = option(
         None, "Data type of the final weights: float32, bfloat16 or float16. Unset: as trained."
@@ -132,6 +141,7 @@ class TrainingOptions:
             self.use_cpu = True
             # Where it is unset, TRL turns it on; most CPUs emulate it.
             vars(self)["bf16"] = bool(vars(self)["bf16"])
+        self._name_checkpointing()
         super().__post_init__()  # type: ignore[misc]
         self.warmup_steps = warmup_steps
         for name in ("train_data", "validation_data"):
@@ -162,6 +172,13 @@ class TrainingOptions:
                 f"({num_training_steps}), got {num_warmup} + {num_decay}; lower them or train longer."
             )
         return {"num_decay_steps": num_decay, "decay_type": self.decay_type, "min_lr_ratio": self.min_lr_ratio}
+
+    def _name_checkpointing(self) -> None:
+        """Give gradient checkpointing its new name where transformers has one and warns of the old."""
+        for suffix in ("", "_kwargs"):
+            old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
+            if new in vars(self) and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))
 
     def _check_numbers(self) -> None:
         for name, (lowest, highest) in NUMBER_RANGES.items():
@@ -213,6 +230,12 @@ class DiffusionOptions(TrainingOptions):
 
     fixed_options: ClassVar[dict[str, tuple[Any, str]]] = FIXED_OPTIONS
 
+    streaming: bool = option(
+        False,
+        "Read the training data while they are used, for data that do not fit on the disk. Needs `max_steps`; rows are "
+        "shuffled in chunks only.",
+        also=("dataset_streaming",),
+    )
     noise_eps: float = option(NOISE_EPS, "Smallest masking probability; not used with `exact_count`.")
     exact_count: bool = option(
         False, "Mask exactly ceil(t L) tokens of a sequence: unbiased like independent masks, less noisy."
@@ -226,6 +249,11 @@ class DiffusionOptions(TrainingOptions):
     complementary_masks: bool = option(
         False, "Half of the draws mask just what the other half left, so that every token is learnt from."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streaming:
+            settle_streaming(self)
 
     def _check_noise(self) -> None:
         if not 0.0 <= self.noise_eps <= 1.0:

@@ -99,7 +99,7 @@ def build_trainer(config: LLaDAGRPOConfig, adapter: AdapterOptions, prompts: Pro
         processing_class=tokenizer,
         peft_config=adapter.lora_config(),
     )
-    report_start(config, trainer.model, data, "prompts", model.config.max_sequence_length)
+    report_start(config, trainer.model, data, "prompt", model.config.max_sequence_length)
     return trainer
 
 

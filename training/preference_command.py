@@ -75,5 +75,5 @@ def build_trainer(trainer_class: Any, config: Any, adapter: AdapterOptions) -> A
         peft_config=adapter.lora_config(),
     )
     longest = config.max_length or model.config.max_sequence_length
-    report_start(config, trainer.model, data, "examples", longest)
+    report_start(config, trainer.model, data, "example", longest)
     return trainer

@@ -8,8 +8,9 @@ from llada_core import loading
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 from .command import load_data, load_tokenizer, parse_options, report_start, run_training
-from .data import load_documents, pack_documents
-from .pretraining import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
+from .data import PACK_BATCH, load_documents, only_text, pack_documents, stream_documents
+from .pretraining import SEQUENCE_LENGTH, LLaDAPretrainingConfig, LLaDAPretrainingTrainer
+from .stream import Stream
 
 COMMAND = "llada train pretrain"
 DESCRIPTION = (
@@ -45,13 +46,27 @@ def build_trainer(config: LLaDAPretrainingConfig) -> LLaDAPretrainingTrainer:
     model = load_model(config, tokenizer)
     vocab_size, mask_token_id = model.config.embedding_size, model.config.mask_token_id
 
-    def load_packed(sources: list[str], split: str) -> Dataset:
-        documents = load_documents(sources, config.text_column, split, config.dataset_config_name)
-        length, num_proc = config.sequence_length, config.dataset_num_proc
-        return pack_documents(documents, tokenizer, length, vocab_size, mask_token_id, num_proc)
+    # `load_model` has set it.
+    length = cast(int, config.sequence_length)
 
-    packed = load_data(config, load_packed)
-    report_start(config, model, packed, "sequences", config.sequence_length)
+    def pack(documents: Dataset, first: int = 0) -> tuple[Dataset, int]:
+        # A chunk of a stream is packed in a moment, and needs no processes.
+        num_proc = None if config.streaming else config.dataset_num_proc
+        packed = pack_documents(documents, tokenizer, length, vocab_size, mask_token_id, num_proc, first)
+        return packed, first + len(packed)
+
+    def load_packed(sources: list[str], split: str) -> Dataset:
+        return pack(load_documents(sources, config.text_column, split, config.dataset_config_name))[0]
+
+    def pack_chunk(chunk: Dataset, first: int) -> tuple[Dataset, int]:
+        return pack(only_text(chunk, "text", f"the documents from sequence {first} on"), first)
+
+    def stream_packed(sources: list[str], split: str) -> Stream:
+        documents = stream_documents(sources, config.text_column, split, config.dataset_config_name)
+        return Stream(documents, pack_chunk, PACK_BATCH, config.seed)
+
+    packed = load_data(config, load_packed, stream_packed)
+    report_start(config, model, packed, "sequence", length)
     return LLaDAPretrainingTrainer(
         model,
         config,
@@ -80,7 +95,9 @@ def load_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
     else:
         raise ValueError("One of `model` (continue) and `model_config` (start afresh) must be given, got neither.")
     loading.check_tokenizer(tokenizer, model.config)
-    if config.sequence_length > model.config.max_sequence_length:
+    if config.sequence_length is None:
+        config.sequence_length = min(SEQUENCE_LENGTH, model.config.max_sequence_length)
+    elif config.sequence_length > model.config.max_sequence_length:
         raise ValueError(
             "`sequence_length` must be at most the model's `max_sequence_length` "
             f"({model.config.max_sequence_length}), got {config.sequence_length}; lower it, or raise "

@@ -17,6 +17,8 @@ from .noise import random_lengths
 
 # Share of the pre-training sequences that are cut to a random length (LLaDA, arXiv:2502.09992, section 2.2).
 RANDOM_LENGTH_PROBABILITY = 0.01
+# The paper's, in tokens.
+SEQUENCE_LENGTH = 4096
 
 
 @dataclass
@@ -30,7 +32,7 @@ class LLaDAPretrainingConfig(DiffusionOptions, TrainingArguments):
         ValueError: if an option is out of range, contradicts another one, or cannot apply to this objective.
 
     Source: LLaDA (arXiv:2502.09992), section 2.2 and appendix A; its released pre-training guideline.
-    Not handled: streaming data sets, packing with separated documents.
+    Not handled: packing with separated documents, streams of validation data.
     """
 
     output_dir: str = option("llada-pretraining", "Folder for checkpoints, the final model and the loss curve.")
@@ -42,7 +44,9 @@ class LLaDAPretrainingConfig(DiffusionOptions, TrainingArguments):
     text_column: str = option("text", "Column that holds a document's text.")
     dataset_num_proc: Optional[int] = option(None, "Processes that tokenise the documents.")
 
-    sequence_length: int = option(4096, "Tokens of each training sequence.")
+    sequence_length: Optional[int] = option(
+        None, f"Tokens of each training sequence. Unset: {SEQUENCE_LENGTH}, or the model's max_sequence_length if less."
+    )
     random_length_probability: float = option(
         RANDOM_LENGTH_PROBABILITY,
         "Share of the sequences that are cut to a length drawn uniformly from 1 to their length.",
@@ -64,8 +68,8 @@ class LLaDAPretrainingConfig(DiffusionOptions, TrainingArguments):
 
     def _check_noise(self) -> None:
         super()._check_noise()
-        if self.sequence_length < 1:
-            raise ValueError(f"`sequence_length` must be at least 1, got {self.sequence_length}; the default is 4096.")
+        if self.sequence_length is not None and self.sequence_length < 1:
+            raise ValueError(f"`sequence_length` must be at least 1, got {self.sequence_length}; leave it out.")
         if not 0.0 <= self.random_length_probability <= 1.0:
             raise ValueError(
                 "`random_length_probability` must be from 0.0 to 1.0, got "

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import AutoConfig
 from trl import SFTConfig, SFTTrainer
 
 from .adapters import complete_adapter
 from .batch import COLUMNS, LLaDACollator, check_attention, draw_turns, lengths_with_eos, set_lengths
-from .data import check_examples, columns_of_format, names_full_disk
+from .data import as_messages, check_examples, columns_of_format, names_full_disk
 from .diffusion_trainer import (
     EVALUATION_STEP,
     FIXED_OPTIONS,
@@ -34,7 +34,10 @@ from .sft_data import (
     number_examples,
     pack_examples,
 )
+from .stream import EXAMPLE_CHUNK, Stream, settle_streaming
 
+# What TRL calls the training data.
+TRAIN = "train"
 TURN_CHOICES = ("random", "all")
 # Fill up answers to the longest row of the optimizer step.
 FILL_BATCH = "batch"
@@ -66,7 +69,7 @@ class LLaDASFTConfig(DiffusionOptions, SFTConfig):
 
     Source: the defaults are the recipe of LLaDA (arXiv:2502.09992), section 2.3 and appendix B.1. `min_lr_ratio` also
     holds before warm-up, where the paper begins at 0.
-    Not handled: streaming data sets, images.
+    Not handled: images, streams of validation data.
     """
 
     fixed_options: ClassVar[dict] = FIXED_OPTIONS | SFT_FIXED_OPTIONS
@@ -226,13 +229,28 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset:
-        """Number the examples, let TRL tokenise and label them, then check, cut and pack them."""
+        """Number the examples, let TRL tokenise and label them, then check, cut and pack them.
+
+        Of a stream this is done chunk by chunk, while it is read.
+        """
+        if isinstance(dataset, IterableDataset) and dataset_name == TRAIN:
+            settle_streaming(args)
+
+            def prepare(chunk: Dataset, first: int) -> tuple[Dataset, int]:
+                # What messages call the chunk, whose rows they count.
+                name = f"{TRAIN} (from row {first})" if first else TRAIN
+                rows = number_examples(chunk, first)
+                rows = self._prepare_dataset(rows, processing_class, args, packing, formatting_func, name)
+                return rows, first + len(chunk)
+
+            return Stream(dataset, prepare, EXAMPLE_CHUNK, args.seed)
         check_dataset(dataset, dataset_name)
         if set(COLUMNS) <= set(dataset.column_names):
             return dataset
         columns = None if formatting_func is not None else columns_of_format(dataset)
         if columns is not None and "input_ids" not in dataset.column_names:
             check_examples(dataset.select_columns(list(columns)), f"the {dataset_name} data")
+            dataset = as_messages(dataset, columns)
         check_tokenizer(processing_class)
         tokenizing = copy.copy(args)
         tokenizing.max_length, tokenizing.shuffle_dataset = None, False

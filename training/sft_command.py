@@ -9,7 +9,7 @@ from llada_core.tokenization import prepare_tokenizer
 
 from .adapters import AdapterOptions
 from .command import load_data, load_tokenizer, parse_with_adapter, report_start, run_training
-from .data import load_examples
+from .data import load_examples, stream_examples
 from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
 
@@ -45,7 +45,12 @@ def parse_sft(args: list[str]) -> tuple[LLaDASFTConfig, AdapterOptions]:
 
 def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTrainer:
     """Load examples, tokenizer and model, and put them into a trainer."""
-    data = load_data(config, lambda sources, split: load_examples(sources, split, config.dataset_config_name))
+    config_name = config.dataset_config_name
+    data = load_data(
+        config,
+        lambda sources, split: load_examples(sources, split, config_name),
+        lambda sources, split: stream_examples(sources, split, config_name),
+    )
     tokenizer = load_tokenizer(config)
     if any(has_conversations(examples) for examples in data.values()):
         tokenizer = _with_marked_template(tokenizer)
@@ -61,7 +66,7 @@ def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTr
         processing_class=tokenizer,
         peft_config=adapter.lora_config(),
     )
-    report_start(config, trainer.model, data, "examples", config.max_length or model.config.max_sequence_length)
+    report_start(config, trainer.model, data, "example", config.max_length or model.config.max_sequence_length)
     return trainer
 
 

@@ -13,7 +13,7 @@ from trl.chat_template_utils import has_generation_markers
 from trl.data_utils import is_conversational, is_conversational_from_value
 
 from .batch import COLUMNS
-from .data import check_ids
+from .data import ALPACA, check_ids
 from .noise import IGNORE_INDEX
 
 # Packed rows laid out at once.
@@ -29,7 +29,7 @@ def check_dataset(dataset: Any, name: str) -> None:
     if not isinstance(dataset, Dataset):
         raise ValueError(
             f"The {name} data must be a `datasets.Dataset`, whose examples have stable numbers, got "
-            f"{type(dataset).__name__}; streaming is not supported, so load it whole."
+            f"{type(dataset).__name__}; only the train data may be a stream, so load it whole."
         )
     if not len(dataset):
         raise ValueError(f"The {name} data must hold at least one example, got none.")
@@ -48,10 +48,10 @@ def check_tokenizer(tokenizer: Any, eos_token: Optional[str] = None) -> None:
         )
 
 
-def has_conversations(dataset: Dataset) -> bool:
-    """Whether the examples are messages, under `role` and `content` or under `from` and `value`."""
-    first = dataset[0]
-    return is_conversational(first) or is_conversational_from_value(first)
+def has_conversations(dataset: Any) -> bool:
+    """Whether the examples are messages, under `role` and `content` or under `from` and `value`, or Alpaca's."""
+    first = dataset[0] if isinstance(dataset, Dataset) else next(iter(dataset))
+    return is_conversational(first) or is_conversational_from_value(first) or set(ALPACA) <= set(first)
 
 
 def check_conversations(dataset: Dataset, tokenizer: Any, name: str) -> None:
@@ -77,11 +77,11 @@ def check_conversations(dataset: Dataset, tokenizer: Any, name: str) -> None:
                 )
 
 
-def number_examples(dataset: Dataset) -> Dataset:
-    """Add the column `example_id`, the number of the row, unless the data has one."""
+def number_examples(dataset: Dataset, first: int = 0) -> Dataset:
+    """Add the column `example_id`, the number of the row counted from `first`, unless the data has one."""
     if "example_id" in dataset.column_names:
         return dataset
-    return dataset.add_column("example_id", np.arange(len(dataset)))
+    return dataset.add_column("example_id", np.arange(first, first + len(dataset)))
 
 
 def finish_examples(

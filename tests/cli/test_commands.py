@@ -485,7 +485,7 @@ def test_train_without_its_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "llada_training", None)
     result = run("train", "pretrain", "--anything", "1")
     assert result.exit_code == 2
-    assert "pip install '.[train]'" in result.stderr
+    assert 'pip install ".[train]" in the checkout' in result.stderr
 
 
 # --- the canvas ------------------------------------------------------------------------------------------------------

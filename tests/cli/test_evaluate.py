@@ -135,8 +135,5 @@ def test_what_goes_wrong_is_one_line_on_stderr(arguments, message):
 def test_a_missing_harness_is_named_with_how_to_install_it():
     result = subprocess.run([sys.executable, "-c", WITHOUT_HARNESS], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    expected = (
-        "Error: Evaluation needs the package `lm_eval`; install it from a checkout of this project: "
-        "pip install '.[eval]'"
-    )
+    expected = 'Error: Evaluation needs the package `lm_eval`; install it with: pip install ".[eval]" in the checkout'
     assert result.stderr.splitlines() == [expected]

@@ -1,5 +1,10 @@
 """`llada train`: arguments go on to the trainers, and errors come back on one line."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -7,16 +12,11 @@ from llada_cli.main import app
 
 pytestmark = pytest.mark.newest_only
 
+REFERENCE = Path(__file__).parents[1] / "reference" / "checkpoints" / "mha"
+
 
 def run(*arguments: str):
     return CliRunner().invoke(app, ["train", *arguments], env={"COLUMNS": "200"})
-
-
-def test_the_help_of_a_trainer_lists_its_options_and_those_of_its_adapter(capsys):
-    result = run("sft", "--help")
-    assert result.exit_code == 0
-    for text in ("llada train sft [--config RECIPE.yaml]", "--eos_fill", "--learning_rate", "--use_peft", "--lora_r"):
-        assert text in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,19 @@ def test_an_error_is_one_line_on_stderr(arguments, message, tmp_path, monkeypatc
 def test_the_traceback_is_there_for_the_asking():
     result = run("sft", "--train_data", "absent.jsonl", "--traceback")
     assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.slow
+def test_a_run_shows_rows_and_no_warning_bar_or_dictionary(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes."}]}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    options = f"--model {REFERENCE} --train_data chat.jsonl --validation_data chat.jsonl --eval_strategy epoch "
+    options += "--output_dir run --use_peft --max_steps 2 --logging_steps 1"
+    command = [sys.executable, "-m", "llada_cli", "train", "sft", *options.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert "1 example for train, 1 example for validation" in lines[0]
+    assert lines[1].split() == ["step", "loss", "masked", "accuracy", "lr", "tokens/s", "left"]
+    assert not any("{" in line or "\r" in line for line in lines)
+    assert len(lines) <= 12

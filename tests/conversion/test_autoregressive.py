@@ -438,7 +438,7 @@ def test_a_gguf_file_that_is_none_is_refused(source, target):
 def test_gguf_without_its_package_says_what_to_install(source, target, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     (source / "a.gguf").write_bytes(b"")
-    with pytest.raises(ImportError, match=r"install it with: pip install 'llada-hf\[gguf\]'"):
+    with pytest.raises(ImportError, match=r'install it with: pip install "\.\[gguf\]" in the checkout'):
         convert_autoregressive(source, target, gguf_file="a.gguf")
     assert not target.exists()
 

@@ -164,6 +164,6 @@ def test_a_gif_without_pillow_says_what_to_install(checkpoint, frames, tmp_path,
     monkeypatch.setitem(__import__("sys").modules, "PIL.Image", None)
     with pytest.raises(
         ImportError,
-        match=r"A GIF needs the package `PIL`; install it from a checkout of this project: pip install '\.\[demo\]'",
+        match=r"A GIF needs the package `PIL`; install it with: pip install \"\.\[demo\]\" in",
     ):
         write_animation(tmp_path / "a.gif", frames, checkpoint.tokenizer)

@@ -365,10 +365,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    message = (
-        "`LLaDAHarnessModel` needs the package `lm_eval`; install it from a checkout of this project: "
-        "pip install '.[eval]'"
-    )
+    message = '`LLaDAHarnessModel` needs the package `lm_eval`; install it with: pip install ".[eval]" in the checkout'
     assert run_python(code).splitlines() == ["checkpoint_hash", message]
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import get_scheduler
 
 from llada_training import LLaDAPretrainingConfig
+from llada_training.pretraining import SEQUENCE_LENGTH
 
 
 def config(**options):
@@ -138,5 +139,5 @@ def test_another_schedule_takes_its_own_arguments():
 
 def test_the_defaults_are_those_of_the_paper():
     args = config()
-    assert (args.learning_rate, args.weight_decay, args.sequence_length) == (4e-4, 0.1, 4096)
+    assert (args.learning_rate, args.weight_decay, SEQUENCE_LENGTH) == (4e-4, 0.1, 4096)
     assert (args.random_length_probability, args.noise_eps, args.exact_count) == (0.01, 1e-3, False)

@@ -98,7 +98,7 @@ def test_documents_without_a_token_are_refused(tokenizer):
         ("null.json", "\nnull\n", "must hold one JSON object per line, got null in line 2; repair it"),
         ("empty.jsonl", "\n \n", "must hold at least one document, got an empty file"),
         ("broken.jsonl", '{"text": "a"\n', "must hold one JSON object per line, got: JSON parse error"),
-        ("table.csv", "a,b\n", "must end in .txt, .jsonl, .json, got .*table.csv"),
+        ("table.csv", "a,b\n", "must end in .txt, .jsonl, .json, .parquet, got .*table.csv"),
         ("other.jsonl", '{"body": "x"}\n', r"`text_column` must be a column of .* \(body\), got 'text'"),
         ("number.jsonl", '{"text": 3}\n', "`text_column` must hold text, got int64"),
         ("gap.jsonl", '{"text": "x"}\n{"text": null}\n', "Every row must have a `text`, got none in row 1"),
@@ -109,6 +109,55 @@ def test_bad_files_are_refused_with_their_names(tmp_path, name, content, message
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         load_documents([str(tmp_path / name)])
+
+
+# --- mixtures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch):
+    """Files of four and of two documents, named a.jsonl and b.parquet, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"a{n}"}) + "\n" for n in range(4)))
+    Dataset.from_dict({"text": ["b0", "b1"]}).to_parquet("b.parquet")
+
+
+@pytest.mark.parametrize(
+    "sources, texts",
+    [
+        (["a.jsonl*2+b.parquet[:1]"], "a0 a1 a2 a3 a0 a1 a2 a3 b0"),
+        (["b.parquet", "a.jsonl[1:3]*1.5"], "b0 b1 a1 a2 a1"),
+        (["a.jsonl[-1:]"], "a3"),
+        (["a.jsonl*.25+b.parquet*1"], "a2 b0 b1"),
+    ],
+)
+def test_a_mixture_has_each_entrys_rows_as_often_as_its_weight_says(letters, sources, texts):
+    assert load_documents(sources)["text"][:] == texts.split()
+    assert load_examples(sources)["text"][:] == texts.split()
+
+
+def test_a_file_that_exists_is_read_whatever_its_name(letters, tmp_path):
+    for name in ("a+b.jsonl", "x[1:2].jsonl", "c++"):
+        (tmp_path / name).mkdir() if name == "c++" else (tmp_path / name).write_text('{"text": "odd"}\n')
+    (tmp_path / "c++" / "d.jsonl").write_text('{"text": "deep"}\n')
+    odd = load_documents(["a+b.jsonl", "x[1:2].jsonl", "a+b.jsonl*2", "c++/d.jsonl*2"])["text"][:]
+    assert odd == ["odd"] * 4 + ["deep"] * 2
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("a.jsonl+", "must be like data.jsonl, data.jsonl.:1000. or data.jsonl.2, got ''; give it a name"),
+        ("a.jsonl*2[:1]", r"must be like .*, got 'a.jsonl\*2\[:1\]'"),
+        ("a.jsonl[3]", r"must be like .*, got 'a.jsonl\[3\]'"),
+        ("a.jsonl*0", r"weight of an entry of `train_data` must be above 0, got 'a.jsonl\*0'"),
+        ("a.jsonl[4:]", r"`a.jsonl\[4:\]` must leave at least one of 4 rows, got none; widen the slice"),
+        ("a.jsonl*.1", r"`a.jsonl\*.1` must leave at least one of 4 rows, got none; raise the weight"),
+    ],
+)
+def test_an_entry_that_means_nothing_is_refused(letters, source, message):
+    with pytest.raises(ValueError, match=message):
+        load_documents([source])
 
 
 def test_no_source_at_all_is_refused():

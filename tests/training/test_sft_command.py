@@ -192,7 +192,6 @@ def test_eos_fill_is_a_word_or_a_number(text, number):
     "row, columns",
     [
         ({"messages": [turn("user", "a"), turn("assistant", "b")], "text": "left out"}, ["messages"]),
-        ({"conversations": [{"from": "user", "value": "a"}]}, ["conversations"]),
         ({"completion": "b", "prompt": "a", "source": "left out"}, ["prompt", "completion"]),
         ({"input_ids": [1, 2], "labels": [-100, 2]}, ["input_ids", "labels"]),
         ({"input_ids": [1, 2]}, ["input_ids"]),
@@ -206,16 +205,37 @@ def test_examples_keep_the_columns_of_their_format(row, columns, tmp_path):
     assert examples[2] == {name: row[name] for name in columns}
 
 
+def test_rows_of_sharegpt_and_of_alpaca_become_messages(tmp_path):
+    said = [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    sharegpt = write_lines(tmp_path / "s.jsonl", [{"conversations": said, "id": "1"}])
+    rows = [
+        {"instruction": "Translate.", "input": "bonjour", "output": "hello", "text": "### Instruction"},
+        {"instruction": "Who?", "input": "", "output": "Me.", "text": "###"},
+        {"instruction": "Who?", "input": None, "output": "Me.", "text": "###"},
+    ]
+    alpaca = write_lines(tmp_path / "a.jsonl", rows)
+    assert load_examples([sharegpt, alpaca])["messages"][:] == [
+        [turn("system", "Be kind."), turn("user", "a"), turn("assistant", "b")],
+        [turn("user", "Translate.\n\nbonjour"), turn("assistant", "hello")],
+        [turn("user", "Who?"), turn("assistant", "Me.")],
+        [turn("user", "Who?"), turn("assistant", "Me.")],
+    ]
+    wrong = write_lines(tmp_path / "w.jsonl", [{"instruction": 3, "output": "a"}])
+    with pytest.raises(ValueError, match="`instruction` must hold text, got int in row 0 of"):
+        load_examples([wrong])
+    wrong = write_lines(tmp_path / "w2.jsonl", [{"instruction": "a", "input": 3, "output": "a"}])
+    with pytest.raises(ValueError, match="`input` must hold text, got 3; correct the row"):
+        load_examples([wrong])
+
+
 def test_a_text_file_is_one_example(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo", encoding="utf-8")
     assert load_examples([str(tmp_path / "a.txt")])[:] == {"text": ["one\ntwo"]}
 
 
 def test_data_of_no_format_or_of_several_are_refused(tmp_path):
-    other = write_lines(tmp_path / "other.jsonl", [{"instruction": "a", "output": "b"}])
-    with pytest.raises(
-        ValueError, match=r"Examples must have the column `messages`.*got instruction, output in .*other"
-    ):
+    other = write_lines(tmp_path / "other.jsonl", [{"question": "a", "answer": "b"}])
+    with pytest.raises(ValueError, match=r"Examples must have the column `messages`.*got question, answer in .*other"):
         load_examples([other])
     text, pair = {"text": "a"}, {"prompt": "a", "completion": "b"}
     files = [write_lines(tmp_path / "text.jsonl", [text]), write_lines(tmp_path / "pair.jsonl", [pair])]

@@ -106,16 +106,26 @@ def test_of_a_conversation_only_the_assistants_words_are_learnt(make_sft_trainer
     assert not example["is_cut"]
 
 
-@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
-def test_prompts_and_completions_may_be_messages(make_sft_trainer, tokenizer, names):
-    def said(role, content):
-        return dict(zip(names, (role, content)))
+def said(role, content, names=("role", "content")):
+    return dict(zip(names, (role, content)))
 
-    if names[0] == "from":
-        rows = {"conversations": [[said("user", "a"), said("assistant", "b")]]}
-    else:
-        rows = {"prompt": [[said("user", "x"), said("assistant", "y"), said("user", "a")]]}
-        rows["completion"] = [[said("assistant", "b")]]
+
+SHAREGPT = ("from", "value")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"prompt": [[said("user", "x"), said("assistant", "y"), said("user", "a")]],
+         "completion": [[said("assistant", "b")]]},
+        {"conversations": [[said("user", "a", SHAREGPT), said("assistant", "b", SHAREGPT)]]},
+        {"conversations": [[said("human", "a", SHAREGPT), said("gpt", "b", SHAREGPT)]]},
+        {"instruction": ["a"], "input": [""], "output": ["b"]},
+    ],
+)  # fmt: skip
+def test_prompts_and_completions_may_be_messages_and_those_of_sharegpt_and_alpaca_are_known(
+    make_sft_trainer, tokenizer, rows
+):
     _, learnt = decode(tokenizer, make_sft_trainer(train_dataset=Dataset.from_dict(rows)).train_dataset[0])
     assert learnt == "b<|eot_id|>"
 
@@ -182,8 +192,10 @@ def test_a_tokenizer_without_eos_is_refused(make_sft_trainer, tokenizer):
         make_sft_trainer(processing_class=bare)
 
 
-def test_streams_and_empty_data_are_refused(make_sft_trainer, pairs):
-    with pytest.raises(ValueError, match=r"train data must be a `datasets.Dataset`.*, got IterableDataset; streaming"):
-        make_sft_trainer(train_dataset=pairs.to_iterable_dataset())
+def test_streams_and_empty_data_are_refused_for_validation(make_sft_trainer, pairs):
+    with pytest.raises(
+        ValueError, match=r"eval data must be a `datasets.Dataset`.*, got IterableDataset; only the train"
+    ):
+        make_sft_trainer(eval_dataset=pairs.to_iterable_dataset())
     with pytest.raises(ValueError, match="The eval data must hold at least one example, got none"):
         make_sft_trainer(eval_dataset={"eval": pairs.select([])})
