@@ -116,7 +116,7 @@ $(CORE_READY): pyproject.toml constraints/newest.txt
 	$(call finish,$(VENV),.core-ready)
 
 $(READY): $(CORE_READY)
-	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)demo$(comma)docs$(comma)dev])
+	$(call install,$(VENV),constraints/newest.txt,.[train$(comma)eval$(comma)onnx$(comma)openvino$(comma)gguf$(comma)serve$(comma)demo$(comma)docs$(comma)track$(comma)dev])
 	@# DeepSpeed builds from source; where it does not, its tests are skipped.
 	@$(VENV)/bin/python -m pip install --no-compile $(PIP_FLAGS) --constraint constraints/newest.txt --no-build-isolation deepspeed \
 		|| echo "DeepSpeed cannot be built here: ZeRO is not tested."
