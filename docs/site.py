@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +37,9 @@ NO_RUN = re.compile(r"^(```\w+) no-run\b.*$", flags=re.MULTILINE)
 FENCE = re.compile(r"^(```.*?^```$)", flags=re.DOTALL | re.MULTILINE)
 
 
+@event_priority(100)
 def on_config(config: Any) -> Any:
-    """Link every package's folder from its installed name."""
+    """Link every package's folder from its installed name, before mkdocstrings looks for them."""
     LINKS.mkdir(parents=True, exist_ok=True)
     for package, folder in package_folders().items():
         link = LINKS / package

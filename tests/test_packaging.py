@@ -60,12 +60,13 @@ NEVER_IMPORTED = {
     "optimum-intel": "registers itself with optimum",
     "optimum-onnx": "registers itself with optimum",
     "parameterized": "transformers' own tests import it",
-    "playwright": "the browser test skips without it",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",
     "requests": "optimum imports it",
     "ruff": "a command",
     "setuptools": "builds the wheel",
+    "tensorboard": "torch and transformers' Trainer import it",
+    "trackio": "transformers' Trainer imports it",
 }
 
 # Prints which heavy modules `--help` of every command loads; that of `llada train NAME` is a configuration's, and long.
