@@ -7,8 +7,9 @@ from itertools import groupby
 from typing import Any, Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.control import Control
 from rich.live import Live
-from rich.segment import Segment
+from rich.segment import ControlType, Segment
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
@@ -105,6 +106,7 @@ class CanvasStreamer(BaseStreamer):
         self.seconds_per_frame = seconds_per_frame
         self._mask_glyph = "░" if console.encoding.startswith("utf") else "_"
         self._live = Live(console=console, auto_refresh=False, transient=not stays, vertical_overflow="visible")
+        self._window: _Window | None = None
         self._finished: list[list[int]] | None = None
         self._draft: Any = None
         self._shown: list[list[int]] = []
@@ -142,6 +144,16 @@ class CanvasStreamer(BaseStreamer):
         if self._draft is not None:
             self._show(is_final=True)
 
+    def end_at_gap(self) -> None:
+        """Draw the canvas of a run that was stopped, each row up to its first masked position."""
+        if self._draft is None:
+            return
+        mask = self.tokenizer.mask_token_id
+        rows = [done + row for done, row in zip(self._finished or [], self._draft.tolist())]
+        self._finished = [ids[: ids.index(mask)] if mask in ids else ids for ids in rows]
+        self._draft = self._draft[:, :0]
+        self._show(is_final=True)
+
     def _show(self, is_final: bool) -> None:
         """Draw every row; tokens committed since the last frame are fresh."""
         rows = [done + row for done, row in zip(self._finished or [], self._draft.tolist())]
@@ -157,7 +169,10 @@ class CanvasStreamer(BaseStreamer):
             committed = len(text) + len(canvas.plain.rstrip(self._mask_glyph))
             text.append_text(canvas)
         shows_all = is_final and self.stays
-        self._live.update(_Window(text, None if shows_all else committed), refresh=True)
+        if self._window is not None:
+            self._live.console.control(self._window.erase_surplus(self._live.console.width))
+        self._window = _Window(text, None if shows_all else committed)
+        self._live.update(self._window, refresh=True)
         self._shown, self._shown_at = rows, time.monotonic()
 
 
@@ -167,6 +182,16 @@ class _Window:
     def __init__(self, text: Text, focus: int | None):
         self.text = text
         self.focus = focus
+        self._widths: list[int] = []
+
+    def erase_surplus(self, width: int) -> Control:
+        """What leaves as many lines above the cursor as were written, after a window has become narrower.
+
+        Terminals break lines that no longer fit, and `Live` erases only as many as it wrote.
+        """
+        num_lines = sum(max(1, -(-each // width)) for each in self._widths)
+        surplus = num_lines - len(self._widths)
+        return Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * surplus)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = console.render_lines(self.text, options, pad=False)
@@ -174,6 +199,7 @@ class _Window:
         if self.focus is not None and len(lines) > height:
             end = max(height, len(console.render_lines(self.text[: self.focus], options, pad=False)))
             lines = lines[end - height : end]
+        self._widths = [Segment.get_line_length(line) for line in lines]
         for index, line in enumerate(lines):
             if index:
                 yield Segment.line()

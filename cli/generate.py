@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from llada_core.recorder import Recorder
 from llada_core.tokenization import encode_chat, special_tokens
 
 from .display import CanvasStreamer, choose_console
+from .screen import busy, model_title
+from .turns import BYTE_ORDER_MARK
 
 # What torch takes as a seed.
 SEEDS = (-(2**63), 2**64 - 1)
-BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,25 @@ class Animations:
         self.path = check_path(path)
         self.num_written = 0
 
-    def recorder(
-        self, checkpoint: Checkpoint, options: dict[str, Any], stop_ids: Iterable[int], streamer: Any
-    ) -> Recorder:
-        """The streamer of the next answer, which hands everything on to `streamer`."""
-        settled = checkpoint.options.updated(**options)
-        grows = settled.max_new_tokens is None
-        return Recorder(checkpoint.tokenizer, stop_ids, settled.block_length if grows else None, streamer)
-
     def write(self, recorder: Recorder, prompt: str) -> None:
         """Write the animation of an answer; `prompt` stands above it."""
         self.num_written += 1
         number = f"-{self.num_written}" if self.num_written > 1 else ""
         path = self.path.with_name(f"{self.path.stem}{number}{self.path.suffix}")
         write_animation(path, recorder.frames, recorder.tokenizer, prompt)
+
+
+def make_recorder(
+    checkpoint: Checkpoint,
+    options: dict[str, Any],
+    stop_ids: Iterable[int],
+    streamer: Any = None,
+    on_frame: Callable[[], None] | None = None,
+) -> Recorder:
+    """Return a streamer that keeps the passes of one answer and hands everything on to `streamer`."""
+    settled = checkpoint.options.updated(**options)
+    grows = settled.max_new_tokens is None
+    return Recorder(checkpoint.tokenizer, stop_ids, settled.block_length if grows else None, streamer, on_frame)
 
 
 def answer_prompts(
@@ -117,7 +123,7 @@ def answer_prompts(
         stop_ids = () if infill else active_stop_ids(checkpoint, options)
         with show_canvas(checkpoint, console, shown, stop_ids, stays) as streamer:
             draws = generators and generators[batch]
-            recorder = None if animations is None else animations.recorder(checkpoint, options, stop_ids, streamer)
+            recorder = None if animations is None else make_recorder(checkpoint, options, stop_ids, streamer)
             answers = answer_batch(checkpoint, rows[batch], options, draws, infill, recorder or streamer)
         if animations is not None and recorder is not None:
             animations.write(recorder, "" if infill else prompts[start])
@@ -160,14 +166,11 @@ def read_prompts() -> list[str]:
 
 def load_with_notice(model_options: dict[str, Any], quiet: bool) -> Checkpoint:
     """Load a checkpoint, an exported one too; meanwhile a terminal shows what is happening."""
-    name = model_options.get("model")
-    is_download = name is not None and not Path(name).is_dir()
-    status: AbstractContextManager = nullcontext()
-    if sys.stderr is not None and sys.stderr.isatty() and not quiet and not is_download:
-        status = Console(stderr=True).status(f"Loading {Path(name).name if name else 'the bundled model'}")
     logging.disable_progress_bar()
     use_exported_loader(load_exported)
-    with status:
+    model = model_options.get("model")
+    is_download = model is not None and not Path(model).expanduser().is_dir()  # which has bars of its own
+    with busy(f"Loading {model_title(model)}", quiet or is_download):
         return load_checkpoint(**model_options)
 
 
@@ -209,6 +212,8 @@ def check_seed(seed: int, num_rows: int) -> None:
     Raises:
         ValueError: in this case.
     """
+    if not isinstance(seed, int):
+        raise ValueError(f"`--seed` must be an integer, got {seed!r}; pass e.g. 0.")
     if not SEEDS[0] <= seed <= SEEDS[1] - num_rows:
         raise ValueError(
             f"`--seed` must be from {SEEDS[0]} to {SEEDS[1] - num_rows}, as each prompt adds its number, got {seed}; "
@@ -249,7 +254,7 @@ def answer_batch(
         options: options of `generate` that override the checkpoint's.
         generators: of the draws, one for each row.
         infill: fill the masks in the rows instead of continuing them.
-        streamer: receives the canvas after each step; a `Recorder` the logits too.
+        streamer: receives the canvas after each step.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     input_ids, attention_mask = left_pad(rows, tokenizer.pad_token_id, model.device)
@@ -260,7 +265,6 @@ def answer_batch(
         attention_mask=attention_mask,
         generation_config=checkpoint.options,
         streamer=streamer,
-        logits_processor=[streamer] if isinstance(streamer, Recorder) else None,
         generator=generators,
         tokenizer=tokenizer,
         return_dict_in_generate=True,

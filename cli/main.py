@@ -14,6 +14,7 @@ from .evaluate import app as evaluate_app
 from .export import app as export_app
 from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
 from .push import push
+from .screen import busy
 from .serve import serve
 from .train import app as train_app
 
@@ -48,7 +49,8 @@ def main(
 ) -> None:
     """LLaDA: a language model that writes by unmasking."""
     if "--help" not in sys.argv:
-        avoid_broken_amx()
+        with busy("Checking the processor"):  # takes two seconds once after a boot, where it takes any
+            avoid_broken_amx()
 
 
 @app.command()
@@ -90,21 +92,23 @@ def generate(
     --output, files of prompts are answered, by one process or by several under torchrun or accelerate launch.
     """
     if input_file is None and output_file is None and not overwrite:
-        from .generate import answer_prompts
+        with busy("Starting", quiet):
+            from .generate import answer_prompts
 
         shown: dict[str, Any] = {"json_lines": json_lines, "quiet": quiet, "animate": animate}
         answer_prompts(
             prompts or [], model_options, options, chat=chat, infill=infill, batch_size=batch_size or 1, **shown
         )
         return
-    from .batch import answer_file
-
     given_names = {"PROMPTS": prompts, "--infill": infill, "--json": json_lines, "--animate": animate}
     for name, given in given_names.items():
         if given:
             raise ValueError(f"`{name}` cannot be combined with --input and --output; leave it out.")
     if input_file is None or output_file is None:
         raise ValueError("`--input`, `--output` and `--overwrite` belong together; pass --input and --output.")
+    with busy("Starting", quiet):
+        from .batch import answer_file
+
     how: Any = {"batch_size": batch_size or 8, "overwrite": overwrite, "quiet": quiet}
     answer_file(input_file, output_file, model_options, options, chat=chat, **how)
 
@@ -122,6 +126,7 @@ def chat(
     options: dict[str, Any],
 ) -> None:
     """Hold a conversation on a terminal, or answer stdin, one user's turn per line."""
-    from .chat import hold_conversation
+    with busy("Starting", quiet):
+        from .chat import hold_conversation
 
     hold_conversation(model_options, options, system=system, quiet=quiet, animate=animate)
