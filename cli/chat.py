@@ -27,7 +27,6 @@ from .generate import (
     Answer,
     active_stop_ids,
     answer_batch,
-    check_text,
     decode_answer,
     load_with_notice,
     make_recorder,
@@ -37,7 +36,7 @@ from .generate import (
 )
 from .options import GENERATION_OPTIONS
 from .screen import notice, print_error
-from .turns import hidden_typing, interrupts_between_passes, read_turns
+from .turns import check_text, hidden_typing, interrupts_between_passes, read_turns
 
 # Seconds between two passes of a replay: at most as long as they took, and in slow motion all the same.
 LONGEST_PAUSE, SLOW_PAUSE = 1.0, 0.6
@@ -251,7 +250,9 @@ class Chat:
         """The answer of a run that was stopped: the tokens before the first mask."""
         mask = self.checkpoint.tokenizer.mask_token_id
         ids = list(frames[-1].ids) if frames else []
-        ids = cut_at_stop(ids[: ids.index(mask)] if mask in ids else ids, active_stop_ids(self.checkpoint, self.options), mask)
+        ids = cut_at_stop(
+            ids[: ids.index(mask)] if mask in ids else ids, active_stop_ids(self.checkpoint, self.options), mask
+        )
         return Answer(decode_answer(self.checkpoint, ids), len(ids), max(0, len(frames) - 1), seconds)
 
     def _set(self, argument: str) -> None:

@@ -18,6 +18,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Options of generation that make no sense at a prompt.
 _WITHOUT_FLAG = ("do_sample", "return_dict_in_generate", "output_history", "num_return_sequences")
+ANIMATIONS = (".svg", ".gif")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TYPES: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "texts": list[str]}
 # Of these at most one may be given.
 _EXCLUSIVE = (
@@ -82,12 +84,12 @@ MODEL_OPTIONS = [
         "dtype",
         str,
         "float32, bfloat16, float16, or auto: as the checkpoint was saved.",
-        ("auto", "float32", "bfloat16", "float16"),
+        DTYPES,
     ),
     Row("revision", str, "Branch, tag or commit on the Hub."),
     Row("trust_remote_code", bool, "Run the checkpoint's own model code in place of the installed one."),
 ]
-_SHORT_FLAGS = {"model": ["--model", "-m"], "max_new_tokens": ["--max-new-tokens", "--gen-length", "-n"]}
+_SHORT_FLAGS = {"model": ["--model", "-m"], "max_new_tokens": ["--max-new-tokens", "-n"]}
 
 
 def takes(table: list[Row], into: str, panel: str) -> Callable[[Command], Command]:
@@ -137,12 +139,35 @@ def check_options(given: dict[str, Any], table: list[Row]) -> None:
         check_model_name(given["model"])
 
 
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: in this case.
+    """
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_animation(path: Path, batch_size: int = 1) -> None:
+    """Refuse an animation that cannot be drawn.
+
+    Raises:
+        ValueError: for another suffix than those of `llada_core.animation`, and several answers at once.
+    """
+    if path.suffix.lower() not in ANIMATIONS:
+        raise ValueError(f"`--animate` must name a file that ends in .svg or .gif, got `{path}`.")
+    if batch_size > 1:
+        raise ValueError(f"`--animate` draws one answer at a time, got `--batch-size {batch_size}`; leave one out.")
+
+
 def _check_value(name: str, value: Any, kind: Any, rule: Any) -> None:
     """Refuse a value that its rule does not allow."""
     if isinstance(rule, tuple):
         is_valid, rule = value in rule, f"one of {', '.join(rule)}"
     elif kind in (int, float):
-        test = BOUNDS.get(rule.removeprefix("None or "))
+        rule = rule.removeprefix("None or ")
+        test = BOUNDS.get(rule)
         is_valid = test is None or test(value)
     else:
         return

@@ -1,4 +1,4 @@
-"""Reads the turns of a chat: typed at a prompt that knows pasting, several lines and history, or from a pipe."""
+"""Reads what a person says: prompts from a pipe; the turns of a chat, typed with pasting, several lines and history."""
 
 import contextlib
 import signal
@@ -42,6 +42,30 @@ def unquote(text: str) -> str:
     """Return a turn without spaces and quotation marks around it."""
     text = text.strip()
     return text.removeprefix(QUOTES).removesuffix(QUOTES).strip() if text.startswith(QUOTES) else text
+
+
+def read_prompts() -> list[str]:
+    """Return the lines of stdin that are not blank, without a byte-order mark."""
+    try:
+        lines = [] if sys.stdin is None or sys.stdin.isatty() else [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin is not UTF-8 ({error}); send it as UTF-8.") from None
+    prompts = [line for line in [line.removeprefix(BYTE_ORDER_MARK) for line in lines[:1]] + lines[1:] if line.strip()]
+    if not prompts:
+        raise ValueError('There is no prompt: pass one (llada generate "Once upon a time"), or lines of them on stdin.')
+    return prompts
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuse text of the command line that is not UTF-8, whose bytes arrive as half surrogate pairs.
+
+    Raises:
+        ValueError: in this case.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be UTF-8, got {text!r}; write it in a terminal that uses UTF-8.") from None
 
 
 @contextlib.contextmanager

@@ -406,6 +406,7 @@ def _merge_adapter(model: Any, name: str, revision: str) -> Any:
             "another base model. Download or save it again."
         ) from error
     merged.name_or_path = name
+    vars(merged.config).pop("is_untrained", None)
     return merged
 
 

@@ -54,6 +54,7 @@ NEVER_IMPORTED = {
     "optimum-onnx": "registers itself with optimum",
     "parameterized": "transformers' own tests import it",
     "playwright": "the browser test skips without it",
+    "pyte": "the tests of the chat skip without it",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",
     "requests": "optimum imports it",
