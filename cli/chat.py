@@ -21,7 +21,7 @@ from llada_core.recorder import Frame, Recorder
 from llada_core.tokenization import missing_tokens, special_tokens
 from modeling_llada.generation_config_llada import ALIASES, OPTIONS, known_options
 
-from .display import CanvasStreamer, choose_console
+from .display import CanvasStreamer
 from .generate import (
     Animations,
     Answer,
@@ -35,7 +35,7 @@ from .generate import (
     split_seed,
 )
 from .options import GENERATION_OPTIONS
-from .screen import notice, print_error
+from .screen import choose_console, notice, print_error
 from .turns import check_text, hidden_typing, interrupts_between_passes, read_turns
 
 # Seconds between two passes of a replay: at most as long as they took, and in slow motion all the same.
@@ -118,6 +118,10 @@ def hold_conversation(
             if not is_typed:
                 raise
             print_error(str(error))
+        except KeyboardInterrupt:  # of something else than an answer
+            if not is_typed:
+                raise
+            notice("Stopped.")
 
 
 class Chat:
@@ -173,9 +177,10 @@ class Chat:
         except ValueError:
             self.conversation.turns = before
             raise
-        self.last = Exchange(text, recorder.frames, answer)
         self.costs.append(answer)
-        if self.animations is not None:
+        if recorder.frames:  # a run that is stopped in its first pass has none
+            self.last = Exchange(text, recorder.frames, answer)
+        if self.animations is not None and recorder.frames:
             self.animations.write(recorder, text)
         if not self.stays:
             print_answer(answer.text)

@@ -1,6 +1,6 @@
 """Shows the canvas in the terminal while it is denoised."""
 
-import sys
+import os
 import time
 from collections.abc import Iterable
 from itertools import groupby
@@ -18,33 +18,10 @@ from llada_core.conversation import cut_at_stop, printable
 
 MASK_STYLE, FRESH_STYLE, PROMPT_STYLE = "dim", "bold green", "dim"
 SECONDS_PER_FRAME = 0.05
-
-
-def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None, bool]:
-    """Decide where the canvas is shown.
-
-    Args:
-        answers_on_stdout: whether stdout is read by a program, as JSON is.
-        quiet: show no canvas at all.
-
-    Returns:
-        The console, None for no canvas; and whether the canvas stays there as the answer. It stays on a terminal's
-        stdout. If only stderr is a terminal, the canvas is shown there and wiped, and stdout is left to the answers.
-
-    Raises:
-        OSError: if stdout is closed.
-    """
-    if sys.stdout is None:
-        raise OSError(
-            "stdout is closed, but the answers are printed there; leave `>&-` out, or pass `--input` and `--output`."
-        )
-    if quiet:
-        return None, False
-    if sys.stdout.isatty() and not answers_on_stdout:
-        return Console(), True
-    if sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty():
-        return Console(stderr=True), False
-    return None, False
+# Seconds after which tmux tells a program that its window has changed (0.25 in its source), and a little.
+TMUX_DELAY = 0.3
+# By whether the terminal breaks lines that are too long (DECAWM).
+LINE_BREAKS = {False: "\x1b[?7l", True: "\x1b[?7h"}
 
 
 def canvas_text(
@@ -114,10 +91,19 @@ class CanvasStreamer(BaseStreamer):
 
     def __enter__(self) -> Self:
         self._live.start()
+        self._break_long_lines(False)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._break_long_lines(True)
         self._live.stop()
+
+    def _break_long_lines(self, does: bool) -> None:
+        """Switch the terminal's own line breaks: a line written for a window that was wider keeps to one row."""
+        console = self._live.console
+        if console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows:
+            console.file.write(LINE_BREAKS[does])
+            console.file.flush()
 
     def put(self, value: Any) -> None:
         """Receive the prompt first, then each finished block; int64 [batch, length], or [length] for one row."""
@@ -169,7 +155,9 @@ class CanvasStreamer(BaseStreamer):
             committed = len(text) + len(canvas.plain.rstrip(self._mask_glyph))
             text.append_text(canvas)
         shows_all = is_final and self.stays
-        if self._window is not None:
+        # In tmux a frame this young was written after the window changed, and was not broken.
+        is_unbroken = "TMUX" in os.environ and time.monotonic() - self._shown_at < TMUX_DELAY
+        if self._window is not None and not is_unbroken:
             self._live.console.control(self._window.erase_surplus(self._live.console.width))
         self._window = _Window(text, None if shows_all else committed)
         self._live.update(self._window, refresh=True)

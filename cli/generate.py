@@ -22,8 +22,8 @@ from llada_core.loading import Checkpoint, load_checkpoint, use_exported_loader
 from llada_core.recorder import Recorder
 from llada_core.tokenization import encode_chat, special_tokens
 
-from .display import CanvasStreamer, choose_console
-from .screen import busy, model_title
+from .display import CanvasStreamer
+from .screen import busy, choose_console, model_title
 from .turns import check_text
 
 # What torch takes as a seed.

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def print_error(message: str) -> None:
@@ -37,6 +38,35 @@ def busy(text: str, quiet: bool = False) -> Iterator[None]:
         status = Console(stderr=True).status(text)
     with status:
         yield
+
+
+def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Any, bool]:
+    """Decide where the canvas is shown.
+
+    Args:
+        answers_on_stdout: whether stdout is read by a program, as JSON is.
+        quiet: show no canvas at all.
+
+    Returns:
+        The console, None for no canvas; and whether the canvas stays there as the answer. It stays on a terminal's
+        stdout. If only stderr is a terminal, the canvas is shown there and wiped, and stdout is left to the answers.
+
+    Raises:
+        OSError: if stdout is closed.
+    """
+    from rich.console import Console
+
+    if sys.stdout is None:
+        raise OSError(
+            "stdout is closed, but the answers are printed there; leave `>&-` out, or pass `--input` and `--output`."
+        )
+    if quiet:
+        return None, False
+    if sys.stdout.isatty() and not answers_on_stdout:
+        return Console(), True
+    if sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty():
+        return Console(stderr=True), False
+    return None, False
 
 
 def model_title(model: str | None) -> str:

@@ -399,6 +399,7 @@ def _merge_adapter(model: Any, name: str, revision: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks transformers
             merged: Any = PeftModel.from_pretrained(model, name, revision=revision).merge_and_unload()
     except (*_DAMAGE, UserWarning) as error:
         raise ValueError(

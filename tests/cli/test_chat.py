@@ -148,11 +148,23 @@ def test_a_chat_shows_at_once_that_it_loads_stops_an_answer_and_goes_on(columns,
         terminal.wait_for("Written")
         messages = json.loads(file.read_text())["messages"]
         assert [turn["content"] for turn in messages if turn["role"] == "user"] == ["four\nfive"]
+        terminal.wait_for_prompt()
         terminal.type("\x03")
         terminal.wait_for("Ctrl-C again")
         terminal.wait_for_prompt()
         terminal.type("\x03")
         assert terminal.finish() == 0
+
+
+def test_a_typed_conversation_goes_on_after_a_turn_that_is_too_long_and_ends_at_end_of_file():
+    with Terminal(*CHAT, "-n", "8", columns=60) as terminal:
+        terminal.wait_for_prompt()
+        terminal.type("x" * 300 + "\r")
+        terminal.wait_for("Error: This turn has")
+        terminal.wait_for_prompt()
+        terminal.type("\x04")
+        assert terminal.finish() == 0
+    assert "Traceback" not in terminal.text
 
 
 @pytest.mark.slow
@@ -177,7 +189,10 @@ def test_a_window_that_becomes_narrower_during_an_answer_leaves_no_stale_line(tm
         subprocess.run([*tmux, "send-keys", "hello", "Enter"], check=True)
         wait_for("░░░░░")
         subprocess.run([*tmux, "resize-window", "-x", "47"], check=True)
-        wait_for("\n>")
+        ends = time.monotonic() + 120
+        while not shown().rstrip().endswith("\n>"):
+            assert time.monotonic() < ends, shown()
+            time.sleep(0.1)
         # What stands above the prompt is the answer once, in the new width: at most four lines for its 160 tokens.
         screen = shown()
         assert "░" not in screen
