@@ -1,6 +1,5 @@
 """Shows the canvas in the terminal while it is denoised."""
 
-import os
 import time
 from collections.abc import Iterable
 from itertools import groupby
@@ -18,8 +17,6 @@ from llada_core.conversation import cut_at_stop, printable
 
 MASK_STYLE, FRESH_STYLE, PROMPT_STYLE = "dim", "bold green", "dim"
 SECONDS_PER_FRAME = 0.05
-# Seconds after which tmux tells a program that its window has changed (0.25 in its source), and a little.
-TMUX_DELAY = 0.3
 # By whether the terminal breaks lines that are too long (DECAWM).
 LINE_BREAKS = {False: "\x1b[?7l", True: "\x1b[?7h"}
 
@@ -155,9 +152,7 @@ class CanvasStreamer(BaseStreamer):
             committed = len(text) + len(canvas.plain.rstrip(self._mask_glyph))
             text.append_text(canvas)
         shows_all = is_final and self.stays
-        # In tmux a frame this young was written after the window changed, and was not broken.
-        is_unbroken = "TMUX" in os.environ and time.monotonic() - self._shown_at < TMUX_DELAY
-        if self._window is not None and not is_unbroken:
+        if self._window is not None:
             self._live.console.control(self._window.erase_surplus(self._live.console.width))
         self._window = _Window(text, None if shows_all else committed)
         self._live.update(self._window, refresh=True)
@@ -175,7 +170,8 @@ class _Window:
     def erase_surplus(self, width: int) -> Control:
         """What leaves as many lines above the cursor as were written, after a window has become narrower.
 
-        Terminals break lines that no longer fit, and `Live` erases only as many as it wrote.
+        Terminals break lines that no longer fit, and `Live` erases only as many as it wrote. A frame that was written
+        after the window had changed, but before this was known, is not broken: then too many lines are erased above.
         """
         num_lines = sum(max(1, -(-each // width)) for each in self._widths)
         surplus = num_lines - len(self._widths)

@@ -183,7 +183,8 @@ def test_a_window_that_becomes_narrower_during_an_answer_leaves_no_stale_line(tm
             time.sleep(0.05)
 
     command = " ".join([*COMMAND, *CHAT, *LONG])
-    subprocess.run([*tmux, "new-session", "-d", "-x", "90", "-y", "24", command], check=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    subprocess.run([*tmux, "new-session", "-d", "-x", "90", "-y", "24", command], check=True, env=environment)
     try:
         wait_for("\n>")
         subprocess.run([*tmux, "send-keys", "hello", "Enter"], check=True)
@@ -195,7 +196,7 @@ def test_a_window_that_becomes_narrower_during_an_answer_leaves_no_stale_line(tm
             time.sleep(0.1)
         # What stands above the prompt is the answer once, in the new width: at most four lines for its 160 tokens.
         screen = shown()
-        assert "░" not in screen
+        assert "░" not in screen, f"\n{screen}"
         assert 0 < len(screen.split("> hello")[-1].split()) <= 6
     finally:
         subprocess.run([*tmux, "kill-server"], check=False)
