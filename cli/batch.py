@@ -18,7 +18,7 @@ from llada_core.tokenization import encode_chat
 from modeling_llada import LLaDAAnswer, generate_many
 from modeling_llada.generation_config_llada import DEFAULTS
 
-from .generate import active_stop_ids, check_seed, decode_answer, load_with_notice
+from .generate import active_stop_ids, check_length, check_seed, decode_answer, load_with_notice, user_turn
 from .prompt_file import PromptFile, PromptLine, read_prompt_file
 
 
@@ -29,8 +29,10 @@ def answer_file(
     options: dict[str, Any],
     *,
     chat: bool = False,
+    system: str | None = None,
     batch_size: int = 8,
-    overwrite: bool = False,
+    force: bool = False,
+    force_length: bool = False,
     quiet: bool = False,
 ) -> None:
     """Answer every prompt of a file; after a kill, the same call goes on where it ended.
@@ -42,8 +44,10 @@ def answer_file(
         model_options: arguments of `load_checkpoint`.
         options: options of `generate`, and `seed`: the prompt in line n (from 0) draws with seed + n.
         chat: put each `prompt` as a user's turn.
+        system: with `chat`, an instruction before it.
         batch_size: prompts worked on at once, by each process.
-        overwrite: begin anew, whatever `output_file` holds.
+        force_length: answer what is longer than the model reads too.
+        force: begin anew, whatever `output_file` holds.
         quiet: show no progress.
 
     Raises:
@@ -51,9 +55,9 @@ def answer_file(
         OSError: for files that cannot be read or written.
     """
     process = Processes()
-    if overwrite and process.num_processes > 1:
+    if force and process.num_processes > 1:
         raise ValueError(
-            "`--overwrite` works with one process only, since another may have begun already; delete "
+            "`--force` works with one process only, since another may have begun already; delete "
             f"`{output_file}` and the files beside it that begin with its name instead."
         )
     prompts = read_prompt_file(input_file)
@@ -61,14 +65,14 @@ def answer_file(
     _check_output(output_file, input_file, answers)
     model_options = {**model_options, "device": process.own_device(model_options.get("device"))}
     checkpoint = load_with_notice(model_options, quiet or process.rank > 0)
-    settings = describe_run(prompts, input_file, checkpoint, options, chat)
-    done = {} if overwrite else answers.find(settings)
+    settings = describe_run(prompts, input_file, checkpoint, options, chat, system)
+    done = {} if force else answers.find(settings)
     share = prompts.lines[process.rank :: process.num_processes]
     waiting = [line for line in share if line.index not in done]
     began = time.perf_counter()
     # Every mistake of the caller shows here, before anything is written or thrown away.
-    records = answer_lines(checkpoint, waiting, options, batch_size, chat)
-    answers.start(settings, overwrite)
+    records = answer_lines(checkpoint, waiting, options, batch_size, chat, system, force_length)
+    answers.start(settings, force)
     with _progress(process, quiet) as progress:
         task = progress.add_task("Answering", total=len(share), completed=len(share) - len(waiting))
         for record in records:
@@ -95,7 +99,12 @@ def _check_output(output_file: Path, input_file: Path, answers: RecordFile) -> N
 
 
 def describe_run(
-    prompts: PromptFile, input_file: Path, checkpoint: Checkpoint, options: dict[str, Any], chat: bool
+    prompts: PromptFile,
+    input_file: Path,
+    checkpoint: Checkpoint,
+    options: dict[str, Any],
+    chat: bool,
+    system: str | None = None,
 ) -> dict[str, Any]:
     """Return all that decides the answers; batch size, processes and device do not.
 
@@ -110,20 +119,30 @@ def describe_run(
             "name": checkpoint.model.name_or_path,
             "digest": model_digest(checkpoint.model, checkpoint.tokenizer),
         },
-        "options": {**chosen, "seed": options.get("seed"), "chat": chat},
+        "options": {**chosen, "seed": options.get("seed"), "chat": chat, **({"system": system} if system else {})},
     }
 
 
 def answer_lines(
-    checkpoint: Checkpoint, lines: list[PromptLine], options: dict[str, Any], batch_size: int, chat: bool
+    checkpoint: Checkpoint,
+    lines: list[PromptLine],
+    options: dict[str, Any],
+    batch_size: int,
+    chat: bool,
+    system: str | None = None,
+    force_length: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Answer lines; the records come as they finish.
+    """Answer lines; the records come as they finish. The arguments are those of `answer_file`.
 
     Raises:
         ValueError: at once, for options and lines that cannot be answered.
     """
-    rows = [_encode(checkpoint, line, chat) for line in lines]
+    rows = [_encode(checkpoint, line, chat, system) for line in lines]
     seed = options.get("seed")
+    chosen = {name: value for name, value in options.items() if name != "seed"}
+    for row, line in zip(rows, lines):
+        if not force_length:
+            check_length(checkpoint, chosen, len(row), name=line.place)
     if seed is not None and lines:
         check_seed(seed, 1 + max(line.index for line in lines))
     try:
@@ -134,7 +153,7 @@ def answer_lines(
             generation_config=checkpoint.options,
             seeds=None if seed is None else [seed + line.index for line in lines],
             tokenizer=checkpoint.tokenizer,
-            **{name: value for name, value in options.items() if name != "seed"},
+            **chosen,
         )
     except ValueError as error:
         raise ValueError(re.sub(r"^Prompt (\d+)", lambda found: lines[int(found[1])].place, str(error))) from None
@@ -142,11 +161,11 @@ def answer_lines(
     return (_to_record(checkpoint, lines[answer.index], answer, stop_ids) for answer in answers)
 
 
-def _encode(checkpoint: Checkpoint, line: PromptLine, chat: bool) -> list[int]:
+def _encode(checkpoint: Checkpoint, line: PromptLine, chat: bool, system: str | None) -> list[int]:
     """Encode a line's conversation, or its prompt as it stands or as a user's turn."""
     tokenizer, messages = checkpoint.tokenizer, line.record.get("messages")
     if chat and messages is None:
-        messages = [{"role": "user", "content": line.record["prompt"]}]
+        messages = user_turn(line.record["prompt"], system)
     ids = tokenizer(line.record["prompt"])["input_ids"] if messages is None else encode_chat(tokenizer, messages)
     if tokenizer.mask_token_id in ids:
         raise ValueError(f"{line.place} holds {tokenizer.mask_token}, which a prompt may not; take it out.")

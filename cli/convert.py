@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
-from .options import quiet_transformers, reports_errors
+from .options import DTYPES, check_choice, quiet_transformers, reports_errors
+from .screen import busy
 
 app = typer.Typer(no_args_is_help=True, help="Convert a checkpoint; each sub-command has its own --help.")
 
+LAYOUTS = ("official", "llama")
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Folder or Hub id of the checkpoint.", show_default=False)]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to create.", show_default=False)]
 Dtype = Annotated[
@@ -41,7 +43,12 @@ def autoregressive(
 
     The weights do not change; train the result before use, with llada train pretrain.
     """
-    from llada_conversion import convert_autoregressive
+    from llada_core.hub import local_folder
+
+    check_choice("dtype", dtype, DTYPES)
+    local_folder(source)
+    with busy("Starting"):
+        from llada_conversion import convert_autoregressive
 
     quiet_transformers()
     options = {"gguf_file": gguf_file, "dtype": dtype, "mask_token": mask_token, "init_from": init_from}
@@ -70,7 +77,12 @@ def official(
 
     The weight files are copied unchanged. Llama's tensor names are read too, and written with --layout llama.
     """
-    from llada_conversion import convert_official
+    from llada_core.hub import local_folder
+
+    check_choice("layout", layout, LAYOUTS)
+    local_folder(source)
+    with busy("Starting"):
+        from llada_conversion import convert_official
 
     options = {"layout": layout, "link": link, "verify": verify, "revision": revision}
     folder = convert_official(source, target, **options, force=force)

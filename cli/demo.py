@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from .options import MODEL_OPTIONS, reports_errors, takes
+from .screen import busy
 
-LOADING_OPTIONS = [row for row in MODEL_OPTIONS if row[0] != "model"]
+LOADING_OPTIONS = [row for row in MODEL_OPTIONS if row.name != "model"]
 
 
 @reports_errors
@@ -28,9 +29,12 @@ def demo(
 
     `llada push --space user/name` puts the same page on the Hub.
     """
+    from llada_core.hub import check_model_name
     from llada_core.lazy import requires_extra
 
-    with requires_extra("demo", "`llada demo`"):
+    if model is not None:
+        check_model_name(model)
+    with requires_extra("demo", "`llada demo`"), busy("Starting"):
         from llada_serving.demo import launch
 
     from .generate import load_with_notice

@@ -1,14 +1,14 @@
 """Shows the canvas in the terminal while it is denoised."""
 
-import sys
 import time
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.control import Control
 from rich.live import Live
-from rich.segment import Segment
+from rich.segment import ControlType, Segment
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
@@ -17,33 +17,8 @@ from llada_core.conversation import cut_at_stop, printable
 
 MASK_STYLE, FRESH_STYLE, PROMPT_STYLE = "dim", "bold green", "dim"
 SECONDS_PER_FRAME = 0.05
-
-
-def choose_console(answers_on_stdout: bool, quiet: bool) -> tuple[Console | None, bool]:
-    """Decide where the canvas is shown.
-
-    Args:
-        answers_on_stdout: whether stdout is read by a program, as JSON is.
-        quiet: show no canvas at all.
-
-    Returns:
-        The console, None for no canvas; and whether the canvas stays there as the answer. It stays on a terminal's
-        stdout. If only stderr is a terminal, the canvas is shown there and wiped, and stdout is left to the answers.
-
-    Raises:
-        OSError: if stdout is closed.
-    """
-    if sys.stdout is None:
-        raise OSError(
-            "stdout is closed, but the answers are printed there; leave `>&-` out, or pass `--input` and `--output`."
-        )
-    if quiet:
-        return None, False
-    if sys.stdout.isatty() and not answers_on_stdout:
-        return Console(), True
-    if sys.stderr is not None and sys.stderr.isatty() and not sys.stdout.isatty():
-        return Console(stderr=True), False
-    return None, False
+# By whether the terminal breaks lines that are too long (DECAWM).
+LINE_BREAKS = {False: "\x1b[?7l", True: "\x1b[?7h"}
 
 
 def canvas_text(
@@ -105,6 +80,7 @@ class CanvasStreamer(BaseStreamer):
         self.seconds_per_frame = seconds_per_frame
         self._mask_glyph = "░" if console.encoding.startswith("utf") else "_"
         self._live = Live(console=console, auto_refresh=False, transient=not stays, vertical_overflow="visible")
+        self._window: _Window | None = None
         self._finished: list[list[int]] | None = None
         self._draft: Any = None
         self._shown: list[list[int]] = []
@@ -112,10 +88,19 @@ class CanvasStreamer(BaseStreamer):
 
     def __enter__(self) -> Self:
         self._live.start()
+        self._break_long_lines(False)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._break_long_lines(True)
         self._live.stop()
+
+    def _break_long_lines(self, does: bool) -> None:
+        """Switch the terminal's own line breaks: a line written for a window that was wider keeps to one row."""
+        console = self._live.console
+        if console.is_terminal and not console.is_dumb_terminal and not console.legacy_windows:
+            console.file.write(LINE_BREAKS[does])
+            console.file.flush()
 
     def put(self, value: Any) -> None:
         """Receive the prompt first, then each finished block; int64 [batch, length], or [length] for one row."""
@@ -142,6 +127,16 @@ class CanvasStreamer(BaseStreamer):
         if self._draft is not None:
             self._show(is_final=True)
 
+    def end_at_gap(self) -> None:
+        """Draw the canvas of a run that was stopped, each row up to its first masked position."""
+        if self._draft is None:
+            return
+        mask = self.tokenizer.mask_token_id
+        rows = [done + row for done, row in zip(self._finished or [], self._draft.tolist())]
+        self._finished = [ids[: ids.index(mask)] if mask in ids else ids for ids in rows]
+        self._draft = self._draft[:, :0]
+        self._show(is_final=True)
+
     def _show(self, is_final: bool) -> None:
         """Draw every row; tokens committed since the last frame are fresh."""
         rows = [done + row for done, row in zip(self._finished or [], self._draft.tolist())]
@@ -157,7 +152,10 @@ class CanvasStreamer(BaseStreamer):
             committed = len(text) + len(canvas.plain.rstrip(self._mask_glyph))
             text.append_text(canvas)
         shows_all = is_final and self.stays
-        self._live.update(_Window(text, None if shows_all else committed), refresh=True)
+        if self._window is not None:
+            self._live.console.control(self._window.erase_surplus(self._live.console.width))
+        self._window = _Window(text, None if shows_all else committed)
+        self._live.update(self._window, refresh=True)
         self._shown, self._shown_at = rows, time.monotonic()
 
 
@@ -167,6 +165,17 @@ class _Window:
     def __init__(self, text: Text, focus: int | None):
         self.text = text
         self.focus = focus
+        self._widths: list[int] = []
+
+    def erase_surplus(self, width: int) -> Control:
+        """What leaves as many lines above the cursor as were written, after a window has become narrower.
+
+        Terminals break lines that no longer fit, and `Live` erases only as many as it wrote. A frame that was written
+        after the window had changed, but before this was known, is not broken: then too many lines are erased above.
+        """
+        num_lines = sum(max(1, -(-each // width)) for each in self._widths)
+        surplus = num_lines - len(self._widths)
+        return Control(*[(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * surplus)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = console.render_lines(self.text, options, pad=False)
@@ -174,6 +183,7 @@ class _Window:
         if self.focus is not None and len(lines) > height:
             end = max(height, len(console.render_lines(self.text[: self.focus], options, pad=False)))
             lines = lines[end - height : end]
+        self._widths = [Segment.get_line_length(line) for line in lines]
         for index, line in enumerate(lines):
             if index:
                 yield Segment.line()

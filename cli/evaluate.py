@@ -1,5 +1,6 @@
 """`llada evaluate`: suites of benchmarks, and what is done with their records; imports what it needs when it runs."""
 
+import importlib.util
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import typer
 from llada_core.lazy import requires_extra
 
 from .options import MODEL_OPTIONS, quiet_transformers, reports_errors, takes
+from .screen import busy
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -73,7 +75,8 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
-    with requires_extra("eval", "Evaluation"):
+    _check_suite(suite, tasks)
+    with requires_extra("eval", "Evaluation"), busy("Starting"):
         from lm_eval.utils import simple_parse_args_string
 
         from llada_conversion import load_exported
@@ -102,6 +105,20 @@ def evaluate(
     ):
         print_records(records)
         print(f"Records: {output}")
+
+
+def _check_suite(suite: str | None, tasks: str | None) -> None:
+    """Refuse what cannot be run before the harness is imported.
+
+    Raises:
+        ValueError: if there is nothing to run, and for a suite that does not exist.
+    """
+    [folder] = importlib.util.find_spec("llada_evaluation").submodule_search_locations  # type: ignore[union-attr,misc]
+    names = sorted(path.stem for path in Path(folder, "suites").glob("*.yaml"))
+    if suite is None and not tasks:
+        raise ValueError(f"`--suite` ({', '.join(names)}) or `--tasks` must say what to run, got neither.")
+    if suite is not None and suite not in names and not Path(suite).is_file():
+        raise ValueError(f"`--suite` must be one of {', '.join(names)}, or a YAML file, got {suite!r}.")
 
 
 @app.command()

@@ -6,10 +6,17 @@ from typing import Annotated
 import typer
 
 from .convert import Force, Revision, Source, Target
-from .options import quiet_transformers, reports_errors
+from .options import check_choice, quiet_transformers, reports_errors
+from .screen import busy
 
 app = typer.Typer(no_args_is_help=True, help="Export a checkpoint; each sub-command has its own --help.")
 
+# What each runtime takes for --weights.
+WEIGHTS = {
+    "onnx": ("float32", "int8"),
+    "openvino": ("float32", "int8", "int4"),
+    "gguf": ("f32", "f16", "q8_0"),
+}
 BlockGraph = Annotated[
     bool,
     typer.Option(
@@ -60,7 +67,12 @@ def gguf(
     force: Annotated[bool, typer.Option("--force", help="Replace DST.")] = False,
 ) -> None:
     """Export to a GGUF file, for llama.cpp."""
-    from llada_conversion import export_gguf
+    from llada_core.hub import local_folder
+
+    check_choice("weights", weights, WEIGHTS["gguf"])
+    local_folder(source)
+    with busy("Starting"):
+        from llada_conversion import export_gguf
 
     file = export_gguf(source, target, weights, pre_tokenizer, force=force, revision=revision)
     print(f"GGUF file: {file} ({file.stat().st_size / 1e6:,.1f} MB)")
@@ -69,7 +81,12 @@ def gguf(
 def _export(
     source: str, target: Path, runtime: str, weights: str, block_graph: bool, revision: str | None, force: bool
 ) -> None:
-    from llada_conversion import export_model
+    from llada_core.hub import local_folder
+
+    check_choice("weights", weights, WEIGHTS[runtime])
+    local_folder(source)
+    with busy("Starting"):
+        from llada_conversion import export_model
 
     quiet_transformers()
     report = export_model(

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,12 @@ from llada_core.loading import Checkpoint, load_checkpoint, use_exported_loader
 from llada_core.recorder import Recorder
 from llada_core.tokenization import encode_chat, special_tokens
 
-from .display import CanvasStreamer, choose_console
+from .display import CanvasStreamer
+from .screen import busy, choose_console, model_title
+from .turns import check_text
 
 # What torch takes as a seed.
 SEEDS = (-(2**63), 2**64 - 1)
-BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,6 @@ class Animations:
         self.path = check_path(path)
         self.num_written = 0
 
-    def recorder(
-        self, checkpoint: Checkpoint, options: dict[str, Any], stop_ids: Iterable[int], streamer: Any
-    ) -> Recorder:
-        """The streamer of the next answer, which hands everything on to `streamer`."""
-        settled = checkpoint.options.updated(**options)
-        grows = settled.max_new_tokens is None
-        return Recorder(checkpoint.tokenizer, stop_ids, settled.block_length if grows else None, streamer)
-
     def write(self, recorder: Recorder, prompt: str) -> None:
         """Write the animation of an answer; `prompt` stands above it."""
         self.num_written += 1
@@ -69,14 +62,29 @@ class Animations:
         write_animation(path, recorder.frames, recorder.tokenizer, prompt)
 
 
+def make_recorder(
+    checkpoint: Checkpoint,
+    options: dict[str, Any],
+    stop_ids: Iterable[int],
+    streamer: Any = None,
+    on_frame: Callable[[], None] | None = None,
+) -> Recorder:
+    """Return a streamer that keeps the passes of one answer and hands everything on to `streamer`."""
+    settled = checkpoint.options.updated(**options)
+    grows = settled.max_new_tokens is None
+    return Recorder(checkpoint.tokenizer, stop_ids, settled.block_length if grows else None, streamer, on_frame)
+
+
 def answer_prompts(
     prompts: list[str],
     model_options: dict[str, Any],
     options: dict[str, Any],
     *,
     chat: bool = False,
+    system: str | None = None,
     infill: bool = False,
     batch_size: int = 1,
+    force_length: bool = False,
     json_lines: bool = False,
     quiet: bool = False,
     animate: Path | None = None,
@@ -84,12 +92,14 @@ def answer_prompts(
     """Print an answer to every prompt, in order.
 
     Args:
-        prompts: read from stdin, one per line, if empty.
+        prompts: at least one.
         model_options: arguments of `load_checkpoint`.
         options: options of `generate`, and `seed`: the n-th prompt (from 0) draws with seed + n, in any batch.
         chat: send each prompt as a user's turn.
+        system: with `chat`, an instruction before it.
         infill: fill the mask tokens in the prompts instead of continuing them.
         batch_size: prompts answered at once.
+        force_length: answer what is longer than the model reads too.
         json_lines: print JSON objects with the keys `prompt`, `answer`, `forward_passes`, `tokens`, `seconds`
             (those of the whole batch).
         quiet: do not show the canvas.
@@ -99,25 +109,21 @@ def answer_prompts(
         ValueError: for options that contradict each other, and prompts that cannot be answered.
         OSError, ImportError: for a file of animations that cannot be written.
     """
-    if chat and infill:
-        raise ValueError("`--chat` and `--infill` exclude each other; pass one of them.")
-    if infill and "max_new_tokens" in options:
-        raise ValueError("`--infill` fills the masks in the prompt, so `--max-new-tokens` has no effect; leave it out.")
-    if animate is not None and batch_size > 1:
-        raise ValueError(f"`--animate` draws one answer at a time, got `--batch-size {batch_size}`; leave one out.")
     animations = None if animate is None else Animations(animate)
-    prompts = prompts or read_prompts()
     console, stays = choose_console(answers_on_stdout=json_lines, quiet=quiet)
     checkpoint = load_with_notice(model_options, quiet)
-    rows = [encode_prompt(checkpoint, prompt, chat, infill) for prompt in prompts]
+    rows = [encode_prompt(checkpoint, prompt, chat, infill, system) for prompt in prompts]
     options, generators = split_seed(options, checkpoint, len(prompts))
+    if not force_length:
+        for row in rows:
+            check_length(checkpoint, options, len(row), infill)
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         shown = [] if infill else [prompt + "\n" * chat for prompt in prompts[batch]]
         stop_ids = () if infill else active_stop_ids(checkpoint, options)
         with show_canvas(checkpoint, console, shown, stop_ids, stays) as streamer:
             draws = generators and generators[batch]
-            recorder = None if animations is None else animations.recorder(checkpoint, options, stop_ids, streamer)
+            recorder = None if animations is None else make_recorder(checkpoint, options, stop_ids, streamer)
             answers = answer_batch(checkpoint, rows[batch], options, draws, infill, recorder or streamer)
         if animations is not None and recorder is not None:
             animations.write(recorder, "" if infill else prompts[start])
@@ -146,33 +152,20 @@ def show_canvas(
     return CanvasStreamer(checkpoint.tokenizer, console, prompts, stop_ids, stays)
 
 
-def read_prompts() -> list[str]:
-    """Return the lines of stdin that are not blank, without a byte-order mark."""
-    try:
-        lines = [] if sys.stdin is None or sys.stdin.isatty() else [line.rstrip("\r\n") for line in sys.stdin]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"stdin is not UTF-8 ({error}); send it as UTF-8.") from None
-    prompts = [line for line in [line.removeprefix(BYTE_ORDER_MARK) for line in lines[:1]] + lines[1:] if line.strip()]
-    if not prompts:
-        raise ValueError('There is no prompt: pass one (llada generate "Once upon a time"), or lines of them on stdin.')
-    return prompts
-
-
 def load_with_notice(model_options: dict[str, Any], quiet: bool) -> Checkpoint:
     """Load a checkpoint, an exported one too; meanwhile a terminal shows what is happening."""
-    name = model_options.get("model")
-    is_download = name is not None and not Path(name).is_dir()
-    status: AbstractContextManager = nullcontext()
-    if sys.stderr is not None and sys.stderr.isatty() and not quiet and not is_download:
-        status = Console(stderr=True).status(f"Loading {Path(name).name if name else 'the bundled model'}")
     logging.disable_progress_bar()
     use_exported_loader(load_exported)
-    with status:
+    model = model_options.get("model")
+    is_download = model is not None and not Path(model).expanduser().is_dir()  # which has bars of its own
+    with busy(f"Loading {model_title(model)}", quiet or is_download):
         return load_checkpoint(**model_options)
 
 
-def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool) -> list[int]:
-    """Encode a prompt as it stands, or as a user's turn.
+def encode_prompt(
+    checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool, system: str | None = None
+) -> list[int]:
+    """Encode a prompt as it stands, or as a user's turn, after the instruction `system`.
 
     Raises:
         ValueError: for a prompt that is not UTF-8 or has no token, one to fill without a mask, and one to continue
@@ -182,7 +175,8 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool)
     check_text(prompt, "A prompt")
     if not prompt.strip():
         raise ValueError("A prompt is empty; pass at least one word.")
-    ids = encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else tokenizer(prompt)["input_ids"]
+    turns = user_turn(prompt, system)
+    ids = encode_chat(tokenizer, turns) if chat else tokenizer(prompt)["input_ids"]
     num_masks = ids.count(tokenizer.mask_token_id)
     if infill and not num_masks:
         raise ValueError(f"`--infill` found no {tokenizer.mask_token} in {prompt!r}; write one for each token to fill.")
@@ -191,16 +185,36 @@ def encode_prompt(checkpoint: Checkpoint, prompt: str, chat: bool, infill: bool)
     return ids
 
 
-def check_text(text: str, name: str) -> None:
-    """Refuse text of the command line that is not UTF-8, whose bytes arrive as half surrogate pairs.
+def user_turn(prompt: str, system: str | None = None) -> list[dict[str, str]]:
+    """A prompt as a conversation, after the instruction `system` if there is one."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": prompt}]
+
+
+def check_length(
+    checkpoint: Checkpoint, options: dict[str, Any], num_tokens: int, infill: bool = False, name: str = "The prompt"
+) -> None:
+    """Refuse what is longer than the model reads, for which it was not trained.
+
+    Args:
+        checkpoint: model, tokenizer and the options its files set.
+        options: options of `generate` that override the checkpoint's.
+        num_tokens: of the prompt.
+        infill: whether there is no answer beside it.
+        name: the prompt in messages.
 
     Raises:
         ValueError: in this case.
     """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} must be UTF-8, got {text!r}; write it in a terminal that uses UTF-8.") from None
+    longest, settled = checkpoint.model.config.max_sequence_length, checkpoint.options.updated(**options)
+    added = 0 if infill else settled.max_new_tokens or 1
+    length = num_tokens + added if infill or settled.max_length is None else max(settled.max_length, num_tokens)
+    if length > longest:
+        way_out = "shorten it" if infill or num_tokens >= longest else "pass a smaller `--max-new-tokens`"
+        raise ValueError(
+            f"{name} and its answer would have {length} tokens, but the model reads {longest} "
+            f"(`max_sequence_length`), got a prompt of {num_tokens}; {way_out}, or pass `--force-length` to try it."
+        )
 
 
 def check_seed(seed: int, num_rows: int) -> None:
@@ -209,6 +223,8 @@ def check_seed(seed: int, num_rows: int) -> None:
     Raises:
         ValueError: in this case.
     """
+    if not isinstance(seed, int):
+        raise ValueError(f"`--seed` must be an integer, got {seed!r}; pass e.g. 0.")
     if not SEEDS[0] <= seed <= SEEDS[1] - num_rows:
         raise ValueError(
             f"`--seed` must be from {SEEDS[0]} to {SEEDS[1] - num_rows}, as each prompt adds its number, got {seed}; "
@@ -249,7 +265,7 @@ def answer_batch(
         options: options of `generate` that override the checkpoint's.
         generators: of the draws, one for each row.
         infill: fill the masks in the rows instead of continuing them.
-        streamer: receives the canvas after each step; a `Recorder` the logits too.
+        streamer: receives the canvas after each step.
     """
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     input_ids, attention_mask = left_pad(rows, tokenizer.pad_token_id, model.device)
@@ -260,7 +276,6 @@ def answer_batch(
         attention_mask=attention_mask,
         generation_config=checkpoint.options,
         streamer=streamer,
-        logits_processor=[streamer] if isinstance(streamer, Recorder) else None,
         generator=generators,
         tokenizer=tokenizer,
         return_dict_in_generate=True,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import reports_errors
+from .screen import busy
 
 Names = list[str] | None
 Files = list[Path] | None
@@ -61,7 +62,7 @@ def push(
     written.
     """
     from llada_checkpoints import BUNDLED_MODEL
-    from llada_conversion import CardFacts, prepare_upload, push_upload
+    from llada_core.hub import is_hub_id, require_token
 
     if space is not None:
         if repo_id is not None:
@@ -69,6 +70,14 @@ def push(
         folder, repo_id = folder or BUNDLED_MODEL, space
     if folder is None or repo_id is None:
         raise ValueError("`DIR` and `USER/NAME` are needed: llada push runs/my-sft user/name.")
+    if not is_hub_id(repo_id, with_owner=True):
+        raise ValueError(f"`repo_id` must be user/name, got {repo_id!r}.")
+    if not folder.expanduser().is_dir():
+        raise FileNotFoundError(f"There is no folder `{folder}`; name the folder of a model or an adapter.")
+    if not dry_run:
+        require_token()
+    with busy("Checking the files"):
+        from llada_conversion import CardFacts, prepare_upload, push_upload
 
     given: dict[str, Any] = {"license": license, "base_model": base_model, "recipe": recipe, "prompt": prompt}
     lists = {"datasets": dataset, "languages": language, "tags": tag, "results": results}

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 import typer
 
 from .options import GENERATION_OPTIONS, MODEL_OPTIONS, reports_errors, takes
+from .screen import busy
 
 SERVER, BOUNDS = "Server", "Bounds of one request"
 # What a server can set for all its requests: neither a length nor a seed, nor what needs more than one answer.
 _OF_REQUESTS = ("max_new_tokens", "max_length", "max_time", "steps", "stop_strings", "seed", "suffix_window")
-DEFAULT_OPTIONS = [row for row in GENERATION_OPTIONS if row[0] not in _OF_REQUESTS]
-LOADING_OPTIONS = [row for row in MODEL_OPTIONS if row[0] != "model"]
+DEFAULT_OPTIONS = [row for row in GENERATION_OPTIONS if row.name not in _OF_REQUESTS]
+LOADING_OPTIONS = [row for row in MODEL_OPTIONS if row.name != "model"]
 
 
 @reports_errors
@@ -66,9 +67,14 @@ def serve(
     The endpoints are those of `transformers serve`; chats also work with `transformers chat`. What a diffusion model
     adds, and the limits: docs/serving.md.
     """
+    from llada_core.hub import check_model_name
     from llada_core.lazy import requires_extra
 
-    with requires_extra("serve", "`llada serve`"):
+    if log_level not in ("critical", "error", "warning", "info", "debug"):
+        raise ValueError(f"`--log-level` must be critical, error, warning, info or debug, got {log_level!r}.")
+    if model is not None:
+        check_model_name(model)
+    with requires_extra("serve", "`llada serve`"), busy("Starting"):
         from llada_serving.app import Server, ServerConfig, model_name
         from llada_serving.gate import Limits
         from llada_serving.requests import Bounds
@@ -77,8 +83,6 @@ def serve(
     from .options import quiet_transformers
 
     quiet_transformers()
-    if log_level not in ("critical", "error", "warning", "info", "debug"):
-        raise ValueError(f"`--log-level` must be critical, error, warning, info or debug, got {log_level!r}.")
     if model is not None:
         model_options["model"] = model
     caches = {"caches": tuple(allow_cache)} if allow_cache else {}

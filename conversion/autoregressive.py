@@ -194,6 +194,7 @@ def llada_config(source: Any, tokenizer: PreTrainedTokenizerBase, num_rows: int)
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        is_untrained=True,  # generation warns of it, training takes it away
     )
 
 

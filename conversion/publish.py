@@ -7,10 +7,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from llada_core.card import CardFacts, published_card, read_json_object
-from llada_core.hub import hub_errors, is_hub_id
+from llada_core.hub import hub_errors, is_hub_id, require_token
 
 from .official import check_tensors, code_files, read_config
 from .secret_scan import SECRET_NAMES, secrets_in
@@ -110,8 +110,7 @@ def push_upload(upload: Upload, private: bool = True, revision: str | None = Non
     Raises:
         OSError: without a token (`HF_TOKEN`), or for what the Hub refuses; see `hub_errors`.
     """
-    if get_token() is None:
-        raise OSError("There is no token for the Hub; set `HF_TOKEN` to one with write access, or run `hf auth login`.")
+    require_token()
     api, repo_id = HfApi(library_name="llada-hf"), upload.repo_id
     kind: dict[str, Any] = {"repo_type": "space" if upload.kind == "space" else "model"}
     with hub_errors(repo_id):

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 # Configs, tokenizer, notices; then with the weights: no code, which is ours, and no card.
 DESCRIPTIONS = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")
 CHECKPOINT_FILES = (*DESCRIPTIONS, "*.safetensors")
+# What says which model a folder holds: a checkpoint's, an adapter's.
+DESCRIBING = ("config.json", "adapter_config.json")
 # Longest owner and longest name that the Hub takes.
 MAX_NAME = 96
 # The libraries through which huggingface_hub talks, by version; their errors share no class.
@@ -46,10 +48,44 @@ def local_folder(source: str | Path) -> Path | None:
     if folder.is_dir():
         return folder
     if folder.exists():
+        if folder.suffix == ".gguf":
+            raise NotADirectoryError(_gguf(source, f"{folder.parent} DST --gguf-file {folder.name}"))
         raise NotADirectoryError(f"`{source}` is a file; name the folder that holds it.")
     if not is_hub_id(str(source)):
         raise FileNotFoundError(f"There is no folder `{source}`; name a checkpoint folder or a Hub id.")
     return None
+
+
+def check_model_name(name: str) -> None:
+    """Refuse what cannot be a checkpoint by its name and the names of its files; the Hub is not asked.
+
+    Raises:
+        OSError: for a folder that does not exist or describes no model, and a file.
+    """
+    folder = local_folder(name)
+    if folder is None or any((folder / file).is_file() for file in DESCRIBING):
+        return
+    if gguf := sorted(folder.glob("*.gguf")):
+        raise FileNotFoundError(_gguf(name, f"{name} DST --gguf-file {gguf[0].name}"))
+    if below := sorted(path.parent for file in DESCRIBING for path in folder.glob(f"*/{file}")):
+        raise FileNotFoundError(f"The checkpoint `{name}` has no `{DESCRIBING[0]}`; did you mean `{below[0]}`?")
+    raise incomplete(name, [DESCRIBING[0]])
+
+
+def incomplete(name: str, files: list[str]) -> FileNotFoundError:
+    """What is raised for a checkpoint that lacks files."""
+    listed = ", ".join(f"`{file}`" for file in files)
+    return FileNotFoundError(f"The checkpoint `{name}` has no {listed}; download or copy the whole checkpoint.")
+
+
+def require_token() -> None:
+    """Refuse to go on where nothing can be sent to the Hub.
+
+    Raises:
+        OSError: if there is no token.
+    """
+    if get_token() is None:
+        raise OSError("There is no token for the Hub; set `HF_TOKEN` to one with write access, or run `hf auth login`.")
 
 
 def fetch_checkpoint(
@@ -70,6 +106,13 @@ def fetch_checkpoint(
         return folder
     with hub_errors(str(source)):
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(files)))
+
+
+def _gguf(name: str | Path, arguments: str) -> str:
+    return (
+        f"`{name}` is a GGUF file, which llama.cpp runs; name the LLaDA folder that it was exported from. A Llama's is "
+        f"converted with `llada convert autoregressive {arguments}`."
+    )
 
 
 @contextmanager

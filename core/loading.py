@@ -25,7 +25,7 @@ from modeling_llada.configuration_llada import MODEL_TYPES, RELATIVES, read_json
 from modeling_llada.generation_config_llada import READERS, is_read
 
 from .host import avoid_broken_amx
-from .hub import hub_errors, local_folder
+from .hub import DESCRIBING, check_model_name, hub_errors, incomplete, local_folder
 from .lazy import install_line
 from .tokenization import missing_tokens, prepare_tokenizer, special_tokens
 
@@ -39,7 +39,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = DESCRIBING[1]
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # The files by which an exported model is known: ONNX, OpenVINO.
 EXPORTED_FILES = ("model.onnx", "openvino_model.xml")
@@ -200,7 +200,8 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
         ValueError: for another `model_type`, and as `check_files`.
         OSError: for a folder or a Hub id that does not exist, lacks files or cannot be reached.
     """
-    file = _find_file(name, revision, "config.json", ADAPTER_CONFIG)
+    check_model_name(name)
+    file = _find_file(name, revision, *DESCRIBING)
     check_files(name, file.parent)
     config, folder = read_json_object(file), local_folder(name)
     if "peft_type" not in config and model_class_of(config) is None:
@@ -398,6 +399,7 @@ def _merge_adapter(model: Any, name: str, revision: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks transformers
             merged: Any = PeftModel.from_pretrained(model, name, revision=revision).merge_and_unload()
     except (*_DAMAGE, UserWarning) as error:
         raise ValueError(
@@ -405,6 +407,7 @@ def _merge_adapter(model: Any, name: str, revision: str) -> Any:
             "another base model. Download or save it again."
         ) from error
     merged.name_or_path = name
+    vars(merged.config).pop("is_untrained", None)
     return merged
 
 
@@ -425,7 +428,7 @@ def _find_file(name: str, revision: str, *files: str) -> Path:
     folder = local_folder(name)
     if folder is not None:
         if (file := _first_file(folder, files)) is None:
-            raise _incomplete(name, [files[0]])
+            raise incomplete(name, [files[0]])
         return folder / file
     with hub_errors(name):
         for file in files:
@@ -442,16 +445,11 @@ def _check_weight_files(name: str, folder: Path, is_adapter: bool) -> None:
     expected = ADAPTER_FILES if is_adapter else WEIGHT_FILES + EXPORTED_FILES
     file = _first_file(folder, expected)
     if file is None:
-        raise _incomplete(name, [expected[0]])
+        raise incomplete(name, [expected[0]])
     if file.endswith(".index.json"):
         shards = set(read_weight_index(folder / file).values())
         if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
-            raise _incomplete(name, missing)
-
-
-def _incomplete(name: str, files: list[str]) -> FileNotFoundError:
-    listed = ", ".join(f"`{file}`" for file in files)
-    return FileNotFoundError(f"The checkpoint `{name}` has no {listed}; download or copy the whole checkpoint.")
+            raise incomplete(name, missing)
 
 
 def _first_file(folder: Path, names: tuple[str, ...]) -> str | None:

@@ -171,7 +171,7 @@ class RecordFile:
             yield record[self.fields[0]], record, line
 
     def _check_settings(self, settings: Settings) -> None:
-        way_out = "name another `--output`, or pass `--overwrite` to start over."
+        way_out = "name another `--output`, or pass `--force` to start over."
         try:
             known = json.loads(self.settings_path.read_text(encoding="utf-8"))
             difference = describe_difference(known, settings)

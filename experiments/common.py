@@ -355,7 +355,9 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 def add_job_options(parser: argparse.ArgumentParser) -> None:
     """The options of experiments that run `run_jobs`."""
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="trainings at a time, one core each")
-    parser.add_argument("--overwrite", action="store_true", help="train anew, whatever the folder holds")
+    parser.add_argument(
+        "--force", "--overwrite", dest="overwrite", action="store_true", help="train anew, whatever the folder holds"
+    )
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,11 @@ class LLaDAGenerationMixin(GenerationMixin):
         if generation_config is not None:
             config = LLaDAGenerationConfig.from_generation_config(generation_config)
         config = config.completed(self.config, **options)
+        if getattr(self.config, "is_untrained", False):
+            logger.warning_once(
+                "This checkpoint was converted from an autoregressive one and has not been trained since, so its text "
+                "makes no sense. Train it first: `llada train pretrain`. `config.is_untrained = False` silences this."
+            )
         if config.stop_strings and tokenizer is None:
             raise ValueError("`stop_strings` needs the model's tokenizer, got None; pass `tokenizer=tokenizer`.")
         if config.max_new_tokens is None:

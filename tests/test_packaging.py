@@ -60,6 +60,7 @@ NEVER_IMPORTED = {
     "optimum-intel": "registers itself with optimum",
     "optimum-onnx": "registers itself with optimum",
     "parameterized": "transformers' own tests import it",
+    "pyte": "the tests of the chat skip without it",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",
     "requests": "optimum imports it",

@@ -148,4 +148,6 @@ def merge_adapter(model: str, adapter: str, output_dir: str, dtype: Optional[str
     if os.path.realpath(output_dir) == os.path.realpath(adapter):
         raise ValueError(f"`output_dir` must not be the adapter's folder, got {output_dir}; name another one.")
     base = load_model(model, dtype=dtype or "auto")
-    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(output_dir)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    vars(merged.config).pop("is_untrained", None)  # the mark of a conversion
+    merged.save_pretrained(output_dir)

@@ -51,6 +51,7 @@ class ResumableTrainer(Trainer):
             self.accelerator._models.clear()
             self.model.__dict__.pop("_is_accelerate_prepared", None)
             self.model_wrapped = self.model
+        vars(self.model.config).pop("is_untrained", None)  # the mark of a conversion
         return super().train(checkpoint, *args, **options)
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False) -> None:

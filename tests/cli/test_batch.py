@@ -102,7 +102,7 @@ def test_progress_goes_to_stderr_and_quiet_shows_none(folder):
     assert result.stdout == ""
     assert "7/7" in result.stderr
     assert "7 prompts answered" in result.stderr
-    assert run("--overwrite", "--quiet").stderr == ""
+    assert run("--force", "--quiet").stderr == ""
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
@@ -201,28 +201,26 @@ def test_a_damaged_line_is_named(folder):
     assert_fails(run(), "answers.jsonl:3` is not a record with `index` and `answer`; delete the line")
 
 
-def test_overwrite_begins_anew_but_not_for_a_call_that_fails(folder):
+def test_force_begins_anew_but_not_for_a_call_that_fails(folder):
     before = answers_of()
-    assert_fails(run("--overwrite", "--steps", "1"), "`steps` must be at least the number of blocks (2), got 1")
+    assert_fails(run("--force", "--steps", "1"), "`steps` must be at least the number of blocks (2), got 1")
     assert read_lines() == before
     shutil.copy("answers.jsonl", "answers.jsonl.part-1")
-    after = answers_of("--overwrite", "--steps", "2")
+    after = answers_of("--force", "--steps", "2")
     assert [answer["forward_passes"] for answer in after] == [2] * 7
     assert not Path("answers.jsonl.part-1").exists()
 
 
-def test_overwrite_keeps_a_file_that_only_has_the_name_of_a_part(folder):
+def test_force_keeps_a_file_that_only_has_the_name_of_a_part(folder):
     before = answers_of()
     shutil.copy("prompts.jsonl", "answers.jsonl.part-1")
-    assert_fails(
-        run("--overwrite"), "has the name of a part of `answers.jsonl`, but holds other things than its records"
-    )
+    assert_fails(run("--force"), "has the name of a part of `answers.jsonl`, but holds other things than its records")
     assert read_lines() == before
     assert read_lines("answers.jsonl.part-1") == read_lines("prompts.jsonl")
 
 
 @pytest.mark.parametrize("ending", ["run.json", "draft-0", "draft-1", "part-1"])
-@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+@pytest.mark.parametrize("options", [[], ["--force"]])
 def test_an_input_named_like_a_file_beside_the_output_is_refused_and_kept(folder, ending, options):
     source = Path(f"a.jsonl.{ending}")
     shutil.copy("prompts.jsonl", source)
@@ -274,8 +272,8 @@ def test_each_process_answers_its_share_and_another_number_of_them_goes_on(folde
     assert read_lines() == whole
 
 
-def test_overwrite_needs_one_process(folder):
-    assert_fails(run("--overwrite", **as_process(0)), "`--overwrite` works with one process only")
+def test_force_needs_one_process(folder):
+    assert_fails(run("--force", **as_process(0)), "`--force` works with one process only")
 
 
 @pytest.mark.slow
@@ -335,7 +333,7 @@ def test_a_prompt_too_long_for_an_open_answer_is_named_by_its_line(folder):
         (["-i", "prompts.jsonl", "-o", "prompts.jsonl"], "`--output` is the file of `--input`"),
         (["-i", "prompts.jsonl"], "pass --input and --output"),
         (["-o", "answers.jsonl"], "pass --input and --output"),
-        (["--overwrite"], "pass --input and --output"),
+        (["--force"], "pass --input and --output"),
         (["a", "-i", "prompts.jsonl", "-o", "a"], "`PROMPTS` cannot be combined with --input and --output"),
         (["-i", "prompts.jsonl", "-o", "a", "--infill"], "`--infill` cannot be combined with --input"),
         (["-i", "prompts.jsonl", "-o", "a", "--seed", str(2**64 - 5)], "`--seed` must be from"),

@@ -29,7 +29,7 @@ from transformers import (
 from llada_conversion import convert_autoregressive
 from llada_conversion.autoregressive import add_rows
 from llada_core.tokenization import save_tokenizer
-from modeling_llada import LLaDAModelLM
+from modeling_llada import LLaDAModelLM, generation_llada
 from tests.helpers import run_stranger
 from tests.hub_server import Blob, Commit, Repo
 
@@ -158,6 +158,20 @@ def test_the_result_generates(source, target):
     ids = model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, block_length=4, stop_at_eos=False)
     assert ids.shape == (1, 6)
     assert 64 not in ids
+
+
+def test_the_result_says_once_that_it_is_untrained_and_a_trained_one_does_not(source, target, caplog):
+    generation_llada.logger.warning_once.cache_clear()
+    generation_llada.logger.propagate = True
+    model = LLaDAModelLM.from_pretrained(convert_autoregressive(source, target))
+    for _ in range(2):
+        model.generate(IDS[:1], max_new_tokens=2, stop_at_eos=False)
+    assert caplog.text.count("has not been trained since") == 1
+    generation_llada.logger.warning_once.cache_clear()
+    caplog.clear()
+    model.config.is_untrained = False
+    model.generate(IDS[:1], max_new_tokens=2, stop_at_eos=False)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama, tied"])

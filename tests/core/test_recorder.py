@@ -58,6 +58,17 @@ def test_frames_are_the_history_and_the_run_is_the_one_that_is_not_recorded(chec
     assert [list(frame.ids) for frame in recorder.frames] == [ids[0, start:].tolist() for ids in plain.history]
 
 
+@pytest.mark.parametrize("infill", [False, True])
+def test_a_recorder_that_is_the_streamer_only_keeps_the_same_frames_without_confidences(checkpoint, prompt, infill):
+    options: dict = {} if infill else {"max_new_tokens": 12, "block_length": 4, "stop_at_eos": False}
+    ids = checkpoint.tokenizer("The <|mdm_mask|><|mdm_mask|>", return_tensors="pt").input_ids if infill else prompt
+    both, alone = Recorder(checkpoint.tokenizer), Recorder(checkpoint.tokenizer)
+    run(checkpoint, ids, both, infill, **options)
+    (checkpoint.model.infill if infill else checkpoint.model.generate)(ids, streamer=alone, **options)
+    assert [(frame.ids, frame.passes) for frame in alone.frames] == [(frame.ids, frame.passes) for frame in both.frames]
+    assert all(math.isnan(confidence) for frame in alone.frames for confidence in frame.confidences)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_token_bears_the_pass_that_committed_it_and_its_probability_then(checkpoint, prompt, options):
     recorder = Recorder(checkpoint.tokenizer)

@@ -31,6 +31,13 @@ def test_a_batch_of_eight_trains_like_eight_accumulated_batches_of_one(make_trai
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+def test_training_takes_the_mark_of_an_untrained_conversion_away(make_trainer):
+    trainer = make_trainer(max_steps=1)
+    trainer.model.config.is_untrained = True
+    trainer.train()
+    assert "is_untrained" not in trainer.model.config.to_dict()
+
+
 def test_the_logged_loss_is_the_bound_per_token_of_the_whole_step(make_trainer, make_model, sequences):
     trainer = make_trainer(random_length_probability=0.0, per_device_train_batch_size=64, max_steps=1)
     trainer.train()
