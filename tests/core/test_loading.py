@@ -151,7 +151,9 @@ def test_an_adapter_that_cannot_be_loaded_is_refused_by_name(adapter, damage, me
 
 def test_an_adapter_without_peft_says_what_to_install(adapter, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"is a LoRA adapter, which needs the package `peft`; .*llada-hf\[train\]"):
+    with pytest.raises(
+        ImportError, match=r"is a LoRA adapter, which needs the package `peft`; .*pip install \"\.\[train\]\""
+    ):
         load_model(adapter)
 
 

@@ -86,5 +86,7 @@ def test_an_answer_whose_reference_cannot_be_read_is_left_out():
 
 @pytest.mark.skipif(HAS_MATH, reason="math-verify is installed")
 def test_without_its_package_the_reward_of_mathematics_says_how_to_get_it():
-    with pytest.raises(ImportError, match=r"`math_reward` needs the package `math_verify`; .*llada-hf\[train\]"):
+    with pytest.raises(
+        ImportError, match=r"`math_reward` needs the package `math_verify`; .*pip install \"\.\[train\]\""
+    ):
         math_reward(["72"], ["72"])
