@@ -7,6 +7,7 @@ Shape legend: B rows of the call, R rows that take part in the next pass, T canv
 V vocabulary.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,10 +20,11 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput, logging
 
-from .cache_llada import WindowPolicy
+from .cache_llada import BlockCache, WindowPolicy
 from .canvas_llada import Block, Canvas, Reporter, answer_blocks, check_prompt, make_blocks, read_ids, repeat_rows
 from .constraints_llada import CONSTRAINTS, Constraints, cut_at_texts, sampling_warpers
 from .generation_config_llada import OF_ANSWERS, LLaDAGenerationConfig
+from .speculation_llada import Speculation
 from .unmasking_llada import (
     Generators,
     Proposer,
@@ -220,6 +222,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         # 3. Make the parts once.
         proposer, rule = make_proposer(self.proposer_class, config), config.commit_rule
         windows = None if config.cache == "none" else self._windows(canvas, config)
+        speculation = Speculation(canvas, rule, config.speculate, windows) if config.speculate else None
         is_constrained = logits_processor or any(getattr(config, name) for name in CONSTRAINTS)
         constraints = Constraints(config, canvas.ids.device, logits_processor or ()) if is_constrained else None
         is_watched = streamer is not None or config.output_history
@@ -233,11 +236,13 @@ class LLaDAGenerationMixin(GenerationMixin):
                 steps_left = None if num_steps is None else canvas.steps_left(num_steps, step)
                 at_least = 1 if steps_left is None else schedule_share(is_masked.sum(-1), steps_left)
                 # 5. Run the model.
-                logits = self._score(canvas, config, windows, constraints, is_masked, step, start, end)
+                logits = self._score(canvas, config, windows, speculation, constraints, is_masked, step, start, end)
                 if reporter is not None and reporter.takes_logits:
                     reporter.keep_logits(logits, is_masked, start)
                 # 6. Choose candidates, commit the most confident ones, mask again what is doubted.
                 candidates, confidence, entropies = choose(proposer, logits, canvas, is_masked, config)
+                if speculation is not None:
+                    speculation.note(candidates, is_masked, confidence, entropies, steps_left)
                 is_committed = rule(confidence, at_least, entropies)
                 block = canvas.commit(start, end, is_masked, candidates, is_committed)
                 is_masked, is_broken = is_masked ^ is_committed, confidence.isnan()
@@ -252,6 +257,8 @@ class LLaDAGenerationMixin(GenerationMixin):
                     canvas.fail(rows[is_broken.any(-1)], broken_logits(logits.dtype))
                 if windows is not None:
                     windows.end_pass(is_kept)
+                if speculation is not None:
+                    speculation.end_pass(is_kept)
                 if reporter is not None:
                     reporter.step_done()
                 if deadline is not None and time.monotonic() >= deadline:
@@ -341,6 +348,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         canvas: "Canvas",
         config: LLaDAGenerationConfig,
         windows: Optional[WindowPolicy],
+        speculation: Optional[Speculation],
         constraints: Optional[Constraints],
         is_masked: Tensor,
         step: int,
@@ -348,18 +356,51 @@ class LLaDAGenerationMixin(GenerationMixin):
         end: int,
     ) -> Tensor:
         """Logits of the block's masked positions, guided and constrained; [num_scored, vocab]."""
-        rows, num_columns = canvas.rows, canvas.ids.shape[1]
+        num_columns, cache = canvas.ids.shape[1], None
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
-        first, last, cache = 0, num_columns, None
+        columns = (0, num_columns)
         if windows is not None:
-            first, last, cache = windows.next_window(step, start, end, num_columns, rows, canvas.ids.device)
-        ids = canvas.ids[rows, first:last]
-        attention_mask = None if canvas.attention_mask is None else canvas.attention_mask[rows, :num_columns]
-        position_ids = None if canvas.position_ids is None else canvas.position_ids[rows, first:last]
+            *columns, cache = windows.next_window(step, start, end, num_columns, canvas.rows, canvas.ids.device)
+        run = functools.partial(self._run, canvas, config, (*columns, num_columns), (start, end))
+        if speculation is None:
+            logits = run(is_masked, cache)
+        else:
+            logits = speculation.score(run, is_masked, step, start, end, cache)
+        return logits if constraints is None else constraints(canvas, is_masked, start, logits)
+
+    def _run(
+        self,
+        canvas: "Canvas",
+        config: LLaDAGenerationConfig,
+        columns: tuple[int, int, int],
+        span: tuple[int, int],
+        is_masked: Tensor,
+        cache: Optional[BlockCache],
+        rows: Optional[Tensor] = None,
+        blocks: Optional[Tensor] = None,
+    ) -> Tensor:
+        """One pass: guided logits of masked positions of a block; [num_scored, vocab].
+
+        Args:
+            canvas, config: those of the call.
+            columns: first and end column that the pass computes, and end of those that it looks at.
+            span: columns of the block.
+            is_masked: bool [rows, block].
+            cache: serves the columns that the pass does not compute.
+            rows: rows of the call, which may stand several times; int64 [rows]. None: those that take part.
+            blocks: what stands in the block; int64 [rows, block]. None: what the canvas holds.
+        """
+        (first, last, num_columns), (start, end) = columns, span
+        chosen = canvas.rows if rows is None else rows
+        ids = canvas.ids[chosen, first:last]
+        if blocks is not None:
+            ids[:, start - first : end - first] = blocks
+        attention_mask = None if canvas.attention_mask is None else canvas.attention_mask[chosen, :num_columns]
+        position_ids = None if canvas.position_ids is None else canvas.position_ids[chosen, first:last]
         is_scored = F.pad(is_masked, (start - first, last - end))
         if config.cfg_scale > 0:
-            ids = torch.cat((ids, ids.masked_fill(canvas.is_given[rows, first:last], canvas.mask_token_id)))
+            ids = torch.cat((ids, ids.masked_fill(canvas.is_given[chosen, first:last], canvas.mask_token_id)))
             is_scored = torch.cat((is_scored, is_scored))
             attention_mask = None if attention_mask is None else attention_mask.repeat(2, 1)
             position_ids = None if position_ids is None else position_ids.repeat(2, 1)
@@ -377,7 +418,7 @@ class LLaDAGenerationMixin(GenerationMixin):
         if config.cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, config.cfg_scale)
-        return logits if constraints is None else constraints(canvas, is_masked, start, logits)
+        return logits
 
 
 class CompiledCall:

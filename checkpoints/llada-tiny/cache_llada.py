@@ -9,6 +9,7 @@ Shape legend: R rows, H key/value heads, S cached columns, W columns computed in
 Source: Fast-dLLM (arXiv:2505.22618), prefix and dual cache.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -79,8 +80,9 @@ class BlockCache:
         return [(cut(key), cut(value)) for key, value in zip(self._keys, self._values)], is_inside
 
     def select(self, rows: Rows, num_columns: Optional[int] = None) -> "BlockCache":
-        """A copy that holds some of the rows, cut or extended to `num_columns`."""
+        """A copy that holds some of the rows, cut or extended to `num_columns`; the window stays."""
         selected = BlockCache(len(self._keys), num_columns or self.num_columns)
+        selected._columns = self._columns
         selected._keys = [_resized(key, rows, selected.num_columns) for key in self._keys]
         selected._values = [_resized(value, rows, selected.num_columns) for value in self._values]
         return selected
@@ -141,12 +143,26 @@ class WindowPolicy:
             self._store = BlockCache(self.num_layers, num_columns)
         elif step == 0:
             self._store = self._rows_of(self._prompt, rows, num_columns)
-        if step == 0 or (self.refresh_interval is not None and step % self.refresh_interval == 0):
+        if self.passes_until_full(step) == 0:
             window = (0 if self._prompt is None else self.prompt_length, num_columns)
         else:
             window = (start, num_columns if self.cache == "prefix" else end)
         self._store.set_window(*window, device)
         return *window, self._store
+
+    def passes_until_full(self, step: int) -> int:
+        """Passes of the block from this one to the next that computes everything anew; 0 if this one does."""
+        if step == 0:
+            return 0
+        return sys.maxsize if self.refresh_interval is None else -step % self.refresh_interval
+
+    def copies(self, num_copies: int) -> BlockCache:
+        """Keys and values for so many canvases of each row, in which the next pass computes the same columns.
+
+        The pass overwrites the columns that it computes, so the canvases may differ there and nowhere else.
+        """
+        rows = torch.arange(self._store.num_rows // self.num_copies, device=self._store._columns.device)
+        return self._rows_of(self._store, rows.repeat(num_copies))
 
     def end_pass(self, is_kept: Optional[Tensor]) -> None:
         """After the call's first pass, in which all rows take part, keep the prompt's keys and values; let rows leave.

@@ -125,6 +125,9 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "with a cache, compute the prompt's keys and values once per call, not once per block"),
     "suffix_window": (None, "int", "None or at least 0",
         "look at no more than this many masked columns after the block; `None` looks at all"),
+    "speculate": (0, "int", "at least 0",
+        "run the canvases of up to this many further steps as extra rows of a pass; a step whose canvas was foreseen "
+        "takes no pass. The text is that of plain decoding; see decoding.md for when it pays"),
     "stop_at_eos": (True, "bool", "True or False",
         "end a row once an end-of-text token is committed and nothing before it is masked; the rest becomes padding"),
     "logits_eos_inf": (False, "bool", "True or False", "never propose an end-of-text token"),

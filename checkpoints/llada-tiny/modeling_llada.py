@@ -32,6 +32,7 @@ from .continuous_batching_llada import generate_many
 from .generation_config_llada import LLaDAGenerationConfig, check_files
 from .generation_llada import CompiledCall  # noqa: F401 - likewise
 from .prepacking_llada import prepacked_weights
+from .speculation_llada import Speculation  # noqa: F401 - likewise
 from .unmasking_llada import Proposer
 
 logger = logging.get_logger(__name__)
