@@ -110,7 +110,7 @@ class Speculation:
         is_scored = torch.cat(masks)
         rows = torch.arange(len(self.canvas.ids), device=block.device)[self.canvas.rows].repeat(len(blocks))
         if self.windows is not None:
-            cache = self.windows.copies(len(blocks))
+            cache = self.windows.copies(len(block), len(blocks))
         logits = run(is_scored, cache, rows, torch.cat(blocks))
         counts = is_scored.sum(-1)
         self._scored = Scored(torch.stack(blocks), (counts.cumsum(0) - counts).view(len(blocks), -1), logits)

@@ -108,8 +108,8 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "strength w of unsupervised guidance: logits = u + (1 + w)(c − u), u from the prompt masked out; 0 is off. "
         "Doubles the work"),
     "compile": (False, "bool", "True or False",
-        "run the model through `torch.compile`; the first call of each shape is slow. Whole blocks are scored, so that "
-        "shapes do not change from step to step"),
+        "run the model through `torch.compile`; the first pass of each shape is slow. Whole blocks are scored, rows "
+        "are filled up to a power of two and columns to a block or a multiple of 64, so that few shapes occur"),
     "compile_config": (None, "compile", "None or a `CompileConfig`",
         "with `compile=True`, the arguments of `torch.compile`, as a `CompileConfig` of transformers; `None` takes "
         "torch's defaults. Not saved"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput, logging
 
-from .cache_llada import BlockCache, WindowPolicy
+from .cache_llada import BlockCache, FixedShapes, WindowPolicy
 from .canvas_llada import Block, Canvas, Reporter, answer_blocks, check_prompt, make_blocks, read_ids, repeat_rows
 from .constraints_llada import CONSTRAINTS, Constraints, cut_at_texts, sampling_warpers
 from .generation_config_llada import OF_ANSWERS, LLaDAGenerationConfig
@@ -282,8 +282,19 @@ class LLaDAGenerationMixin(GenerationMixin):
         num_copies = 2 if config.cfg_scale > 0 else 1
         num_frozen = canvas.answer_start if config.freeze_prompt else 0
         return WindowPolicy(
-            config.cache, self.config.num_hidden_layers, config.refresh_interval, num_frozen, num_copies
+            config.cache,
+            self.config.num_hidden_layers,
+            config.refresh_interval,
+            num_frozen,
+            num_copies,
+            self._fixed_shapes(config),
         )
+
+    def _fixed_shapes(self, config: LLaDAGenerationConfig) -> Optional[FixedShapes]:
+        """What fills passes up so that a compiled model meets few shapes; None for a model that is not compiled."""
+        if not config.compile:
+            return None
+        return FixedShapes(config.block_length, fills_columns="flash" not in str(self.config._attn_implementation))
 
     @torch.no_grad()
     def infill(
@@ -356,13 +367,13 @@ class LLaDAGenerationMixin(GenerationMixin):
         end: int,
     ) -> Tensor:
         """Logits of the block's masked positions, guided and constrained; [num_scored, vocab]."""
-        num_columns, cache = canvas.ids.shape[1], None
+        num_columns = canvas.ids.shape[1]
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
-        columns = (0, num_columns)
+        first, last, cache = 0, num_columns, None
         if windows is not None:
-            *columns, cache = windows.next_window(step, start, end, num_columns, canvas.rows, canvas.ids.device)
-        run = functools.partial(self._run, canvas, config, (*columns, num_columns), (start, end))
+            first, last, cache = windows.next_window(step, start, end, num_columns, canvas.rows, canvas.ids.device)
+        run = functools.partial(self._run, canvas, config, (first, last, num_columns), (start, end))
         if speculation is None:
             logits = run(is_masked, cache)
         else:
@@ -393,6 +404,10 @@ class LLaDAGenerationMixin(GenerationMixin):
         """
         (first, last, num_columns), (start, end) = columns, span
         chosen = canvas.rows if rows is None else rows
+        if shapes := self._fixed_shapes(config):
+            chosen = shapes.rows(torch.arange(len(canvas.ids), device=is_masked.device)[chosen])
+            missing = (0, 0, 0, len(chosen) - len(is_masked))  # rows in which nothing is scored
+            is_masked, blocks = F.pad(is_masked, missing), None if blocks is None else F.pad(blocks, missing)
         ids = canvas.ids[chosen, first:last]
         if blocks is not None:
             ids[:, start - first : end - first] = blocks
@@ -404,21 +419,46 @@ class LLaDAGenerationMixin(GenerationMixin):
             is_scored = torch.cat((is_scored, is_scored))
             attention_mask = None if attention_mask is None else attention_mask.repeat(2, 1)
             position_ids = None if position_ids is None else position_ids.repeat(2, 1)
-        if position_ids is None and cache is not None:
+        if position_ids is None and (cache is not None or shapes is not None):
             position_ids = torch.arange(first, last, device=ids.device)[None]
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
         inputs |= {"past_key_values": cache, "logits_window": (start - first, end - first)}
-        if config.compile:
+        if shapes is not None:
             # Selecting masked positions inside would give every step its own shape.
             compiled = self.__dict__.setdefault("_compiled_generation", CompiledCall())
-            logits = compiled.of(self, config.compile_config)(**inputs).logits
-            logits = logits[is_scored[:, start - first : end - first]]
+            logits = compiled.of(self, config.compile_config)(**fill_up(inputs, num_columns, shapes)).logits
+            logits = logits[:, : end - start][is_scored[:, start - first : end - first]]
         else:
             logits = self(**inputs, logits_positions=is_scored).logits
         if config.cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, config.cfg_scale)
         return logits
+
+
+def fill_up(inputs: dict[str, Any], num_columns: int, shapes: FixedShapes) -> dict[str, Any]:
+    """A pass's inputs with columns added that the attention mask hides, in shapes that come again.
+
+    Args:
+        inputs: of the model's `forward`; `logits_window` is (start, end).
+        num_columns: columns that the pass looks at.
+        shapes: the shapes.
+    """
+    ids, cache, (start, end) = inputs["input_ids"], inputs["past_key_values"], inputs["logits_window"]
+    width, device = shapes.width(ids.shape[1]), ids.device
+    missing, capacity = (0, width - ids.shape[1]), width if cache is None else cache.num_columns
+    attention_mask = inputs["attention_mask"]
+    if attention_mask is None and shapes.fills_columns:
+        attention_mask = torch.ones(len(ids), num_columns, dtype=torch.bool, device=device)
+    if attention_mask is not None:
+        attention_mask = F.pad(attention_mask, (0, capacity - num_columns)).contiguous()
+    window = torch.arange(start, start + shapes.width(end - start), device=device)
+    return inputs | {
+        "input_ids": F.pad(ids, missing).contiguous(),
+        "attention_mask": attention_mask,
+        "position_ids": F.pad(inputs["position_ids"], missing).expand(len(ids), -1).contiguous(),
+        "logits_window": window.clamp(max=width - 1),
+    }
 
 
 class CompiledCall:
