@@ -287,13 +287,11 @@ class LLaDAGenerationMixin(GenerationMixin):
             config.refresh_interval,
             num_frozen,
             num_copies,
-            self._fixed_shapes(config),
+            self._fixed_shapes(config) if config.compile else None,
         )
 
-    def _fixed_shapes(self, config: LLaDAGenerationConfig) -> Optional[FixedShapes]:
-        """What fills passes up so that a compiled model meets few shapes; None for a model that is not compiled."""
-        if not config.compile:
-            return None
+    def _fixed_shapes(self, config: LLaDAGenerationConfig) -> FixedShapes:
+        """What fills passes up so that a compiled model meets few shapes."""
         return FixedShapes(config.block_length, fills_columns="flash" not in str(self.config._attn_implementation))
 
     @torch.no_grad()
@@ -404,7 +402,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         """
         (first, last, num_columns), (start, end) = columns, span
         chosen = canvas.rows if rows is None else rows
-        if shapes := self._fixed_shapes(config):
+        shapes = self._fixed_shapes(config) if config.compile else None
+        if shapes is not None:
             chosen = shapes.rows(torch.arange(len(canvas.ids), device=is_masked.device)[chosen])
             missing = (0, 0, 0, len(chosen) - len(is_masked))  # rows in which nothing is scored
             is_masked, blocks = F.pad(is_masked, missing), None if blocks is None else F.pad(blocks, missing)
