@@ -24,11 +24,6 @@ Window = Union[tuple[int, int], Tensor]
 COLUMN_BUCKET = 64
 
 
-def columns_of(window: Window) -> Rows:
-    """What picks a window's columns out of a tensor."""
-    return window if isinstance(window, Tensor) else slice(*window)
-
-
 @dataclass(frozen=True)
 class FixedShapes:
     """Rounds the shapes of passes up, so that a compiled model meets few of them.

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput, logging
 
-from .cache_llada import BlockCache, FixedShapes, WindowPolicy
+from .cache_llada import FixedShapes, WindowPolicy
 from .canvas_llada import Block, Canvas, Reporter, answer_blocks, check_prompt, make_blocks, read_ids, repeat_rows
 from .constraints_llada import CONSTRAINTS, Constraints, cut_at_texts, sampling_warpers
 from .generation_config_llada import OF_ANSWERS, LLaDAGenerationConfig
@@ -222,7 +222,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         # 3. Make the parts once.
         proposer, rule = make_proposer(self.proposer_class, config), config.commit_rule
         windows = None if config.cache == "none" else self._windows(canvas, config)
-        speculation = Speculation(canvas, rule, config.speculate, windows) if config.speculate else None
+        score = functools.partial(self._score, canvas, config, windows)
+        speculation = Speculation(score, canvas, rule, config.speculate, windows) if config.speculate else None
         is_constrained = logits_processor or any(getattr(config, name) for name in CONSTRAINTS)
         constraints = Constraints(config, canvas.ids.device, logits_processor or ()) if is_constrained else None
         is_watched = streamer is not None or config.output_history
@@ -236,7 +237,9 @@ class LLaDAGenerationMixin(GenerationMixin):
                 steps_left = None if num_steps is None else canvas.steps_left(num_steps, step)
                 at_least = 1 if steps_left is None else schedule_share(is_masked.sum(-1), steps_left)
                 # 5. Run the model.
-                logits = self._score(canvas, config, windows, speculation, constraints, is_masked, step, start, end)
+                logits = (speculation.score if speculation else score)(is_masked, step, start, end)
+                if constraints is not None:
+                    logits = constraints(canvas, is_masked, start, logits)
                 if reporter is not None and reporter.takes_logits:
                     reporter.keep_logits(logits, is_masked, start)
                 # 6. Choose candidates, commit the most confident ones, mask again what is doubted.
@@ -357,64 +360,45 @@ class LLaDAGenerationMixin(GenerationMixin):
         canvas: "Canvas",
         config: LLaDAGenerationConfig,
         windows: Optional[WindowPolicy],
-        speculation: Optional[Speculation],
-        constraints: Optional[Constraints],
         is_masked: Tensor,
         step: int,
         start: int,
         end: int,
+        blocks: Optional[Tensor] = None,
     ) -> Tensor:
-        """Logits of the block's masked positions, guided and constrained; [num_scored, vocab]."""
-        num_columns = canvas.ids.shape[1]
+        """One pass: the logits of masked positions of a block, with guidance; [num_scored, vocab].
+
+        Args:
+            canvas, config, windows: those of the call.
+            is_masked: bool [active, block]; with `blocks` bool [canvases * active, block].
+            step: number of the step in its block.
+            start, end: columns of the block.
+            blocks: what stands in the block of each canvas to run; int64 [canvases, active, block]. None: one canvas
+                for each row, as it is.
+        """
+        rows, num_columns = canvas.rows, canvas.ids.shape[1]
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
         first, last, cache = 0, num_columns, None
         if windows is not None:
-            first, last, cache = windows.next_window(step, start, end, num_columns, canvas.rows, canvas.ids.device)
-        run = functools.partial(self._run, canvas, config, (first, last, num_columns), (start, end))
-        if speculation is None:
-            logits = run(is_masked, cache)
-        else:
-            logits = speculation.score(run, is_masked, step, start, end, cache)
-        return logits if constraints is None else constraints(canvas, is_masked, start, logits)
-
-    def _run(
-        self,
-        canvas: "Canvas",
-        config: LLaDAGenerationConfig,
-        columns: tuple[int, int, int],
-        span: tuple[int, int],
-        is_masked: Tensor,
-        cache: Optional[BlockCache],
-        rows: Optional[Tensor] = None,
-        blocks: Optional[Tensor] = None,
-    ) -> Tensor:
-        """One pass: guided logits of masked positions of a block; [num_scored, vocab].
-
-        Args:
-            canvas, config: those of the call.
-            columns: first and end column that the pass computes, and end of those that it looks at.
-            span: columns of the block.
-            is_masked: bool [rows, block].
-            cache: serves the columns that the pass does not compute.
-            rows: rows of the call, which may stand several times; int64 [rows]. None: those that take part.
-            blocks: what stands in the block; int64 [rows, block]. None: what the canvas holds.
-        """
-        (first, last, num_columns), (start, end) = columns, span
-        chosen = canvas.rows if rows is None else rows
+            first, last, cache = windows.next_window(step, start, end, num_columns, rows, canvas.ids.device)
+        if blocks is not None:
+            rows = torch.arange(len(canvas.ids), device=canvas.ids.device)[rows].repeat(len(blocks))
+            cache = None if windows is None else windows.copies(blocks.shape[1], len(blocks))
+            blocks = blocks.flatten(0, 1)
         shapes = self._fixed_shapes(config) if config.compile else None
         if shapes is not None:
-            chosen = shapes.rows(torch.arange(len(canvas.ids), device=is_masked.device)[chosen])
-            missing = (0, 0, 0, len(chosen) - len(is_masked))  # rows in which nothing is scored
+            rows = shapes.rows(torch.arange(len(canvas.ids), device=canvas.ids.device)[rows])
+            missing = (0, 0, 0, len(rows) - len(is_masked))  # rows in which nothing is scored
             is_masked, blocks = F.pad(is_masked, missing), None if blocks is None else F.pad(blocks, missing)
-        ids = canvas.ids[chosen, first:last]
+        ids = canvas.ids[rows, first:last]
         if blocks is not None:
             ids[:, start - first : end - first] = blocks
-        attention_mask = None if canvas.attention_mask is None else canvas.attention_mask[chosen, :num_columns]
-        position_ids = None if canvas.position_ids is None else canvas.position_ids[chosen, first:last]
+        attention_mask = None if canvas.attention_mask is None else canvas.attention_mask[rows, :num_columns]
+        position_ids = None if canvas.position_ids is None else canvas.position_ids[rows, first:last]
         is_scored = F.pad(is_masked, (start - first, last - end))
         if config.cfg_scale > 0:
-            ids = torch.cat((ids, ids.masked_fill(canvas.is_given[chosen, first:last], canvas.mask_token_id)))
+            ids = torch.cat((ids, ids.masked_fill(canvas.is_given[rows, first:last], canvas.mask_token_id)))
             is_scored = torch.cat((is_scored, is_scored))
             attention_mask = None if attention_mask is None else attention_mask.repeat(2, 1)
             position_ids = None if position_ids is None else position_ids.repeat(2, 1)

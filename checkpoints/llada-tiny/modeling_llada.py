@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .batching_manager_llada import LLaDABatchedGenerationMixin
 from .batching_results_llada import LLaDABatchOutput  # noqa: F401 - transformers 4.57 copies only what this file names
-from .cache_llada import BlockCache, Window, columns_of
+from .cache_llada import BlockCache, Window
 from .canvas_llada import Canvas  # noqa: F401 - likewise
 from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
 from .constraints_llada import Constraints  # noqa: F401 - likewise
@@ -334,7 +334,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         normed = self.attn_norm(hidden_states)
         query_input, query_rotary = normed, rotary
         if window is not None:
-            columns = columns_of(window)
+            columns = window if isinstance(window, Tensor) else slice(*window)
             hidden_states, query_input = hidden_states[:, columns], normed[:, columns]
             query_rotary = (rotary[0][:, :, columns], rotary[1][:, :, columns])
             if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[2] > 1:
@@ -545,7 +545,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
         if output_hidden_states:
             all_hidden_states += (hidden_states,)
         if keeps_all and logits_window is not None:
-            hidden_states = hidden_states[:, columns_of(logits_window)]
+            columns = logits_window if isinstance(logits_window, Tensor) else slice(*logits_window)
+            hidden_states = hidden_states[:, columns]
         output = BaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=all_hidden_states if output_hidden_states else None,
@@ -671,7 +672,7 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDABatchedGenerationMixin):
             logits_positions: score these positions only; bool [batch, seq]. `logits` is then [num_selected, vocab],
                 rows in the order of the mask.
             logits_window: (start, end), or int64 [window]: nothing outside is scored, and the last block skips it.
-                With `logits_positions`, the positions must lie inside.
+                With `logits_positions`, it is (start, end), and the positions must lie inside.
             logits_to_keep: score this many positions at the end only, as in transformers; or these columns, int64
                 [num_columns]. 0 scores all.
             output_hidden_states: also return the embeddings and every block's output (the last one normed).
@@ -716,12 +717,11 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDABatchedGenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         if keeps_some:
-            kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
-            hidden_states = hidden_states[:, kept]
+            columns = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+            hidden_states = hidden_states[:, columns]
         if logits_positions is not None:
             # A model spread over devices ends on another one than it began.
-            columns = slice(None) if logits_window is None else columns_of(logits_window)
-            is_scored = logits_positions[:, columns].to(hidden_states.device)
+            is_scored = logits_positions[:, slice(*logits_window or (None,))].to(hidden_states.device)
             hidden_states = hidden_states[is_scored]
         logits = self.model.transformer.ff_out(hidden_states)
         output = MaskedLMOutput(

@@ -20,13 +20,12 @@ from typing import NamedTuple, Optional, Union
 import torch
 from torch import Tensor
 
-from .cache_llada import BlockCache, WindowPolicy
+from .cache_llada import WindowPolicy
 from .canvas_llada import Canvas
 from .unmasking_llada import CommitRule, schedule_share
 
-# (masked positions bool [rows, block], cache, rows of the call int64 [rows] or None for those that take part, their
-# blocks int64 [rows, block] or None for those of the canvas) -> logits of the masked positions [num_scored, vocab].
-Run = Callable[[Tensor, Optional[BlockCache], Optional[Tensor], Optional[Tensor]], Tensor]
+# A pass of the model: `LLaDAGenerationMixin._score` behind its first three arguments.
+Run = Callable[..., Tensor]
 
 
 class Proposals(NamedTuple):
@@ -67,6 +66,7 @@ class Speculation:
     foreseen. It saves most for one row.
 
     Attributes:
+        run: a pass of the model.
         canvas: the canvas of the call.
         rule: the call's commit rule, which drafts too.
         num_drafts: most drafts of a row in one pass.
@@ -74,6 +74,7 @@ class Speculation:
             changes the keys and values that later passes read, so it runs alone and ends all drafts.
     """
 
+    run: Run
     canvas: Canvas
     rule: CommitRule
     num_drafts: int
@@ -81,23 +82,18 @@ class Speculation:
     _proposals: Optional[Proposals] = None
     _scored: Optional[Scored] = None
 
-    def score(
-        self, run: Run, is_masked: Tensor, step: int, start: int, end: int, cache: Optional[BlockCache]
-    ) -> Tensor:
+    def score(self, is_masked: Tensor, step: int, start: int, end: int) -> Tensor:
         """Logits of the block's masked positions, from an earlier pass or a new one; [num_scored, vocab].
 
         Args:
-            run: the model, see `Run`.
             is_masked: bool [active, block].
             step: number of the step in its block.
             start, end: columns of the block.
-            cache: serves the columns outside the window of the rows that take part.
         """
-        block = self.canvas.ids[self.canvas.rows, start:end]
-        num_drafts = self.num_drafts
+        block, num_drafts, is_full = self.canvas.ids[self.canvas.rows, start:end], self.num_drafts, step == 0
         if self.windows is not None:
-            num_drafts = min(num_drafts, self.windows.passes_until_full(step) - 1)
-        is_full = step == 0 or num_drafts < 0
+            passes_left = self.windows.passes_until_full(step)
+            num_drafts, is_full = min(num_drafts, passes_left - 1), passes_left == 0
         found = None if is_full else self._find(block, is_masked)
         if found is not None:
             self.canvas.num_passes[self.canvas.rows] -= 1  # every step is counted when the row leaves
@@ -105,17 +101,14 @@ class Speculation:
         self._scored = None
         drafts = [] if is_full else self._draft(block, is_masked, num_drafts)
         if not drafts:
-            return run(is_masked, cache, None, None)
-        blocks, masks = zip((block, is_masked), *drafts)
-        is_scored = torch.cat(masks)
-        rows = torch.arange(len(self.canvas.ids), device=block.device)[self.canvas.rows].repeat(len(blocks))
-        if self.windows is not None:
-            cache = self.windows.copies(len(block), len(blocks))
-        logits = run(is_scored, cache, rows, torch.cat(blocks))
+            return self.run(is_masked, step, start, end)
+        blocks = torch.stack([block, *(draft for draft, _ in drafts)])
+        is_scored = torch.cat([is_masked, *(is_left for _, is_left in drafts)])
+        logits = self.run(is_scored, step, start, end, blocks)
         counts = is_scored.sum(-1)
-        self._scored = Scored(torch.stack(blocks), (counts.cumsum(0) - counts).view(len(blocks), -1), logits)
+        self._scored = Scored(blocks, (counts.cumsum(0) - counts).view(len(blocks), -1), logits)
         # A copy: what follows may overwrite it.
-        return logits[: int(counts[: len(block)].sum())].clone()
+        return logits[: int(is_masked.sum())].clone()
 
     def _find(self, block: Tensor, is_masked: Tensor) -> Optional[Tensor]:
         """The logits of the canvases as they are now; None if those of any row were not computed."""
