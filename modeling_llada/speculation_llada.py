@@ -123,7 +123,7 @@ class Speculation:
     def _draft(self, block: Tensor, is_masked: Tensor, num_drafts: int) -> list[tuple[Tensor, Tensor]]:
         """The blocks and their masked positions after 1, 2, … further steps by the last step's proposals."""
         candidates, confidence, entropies, steps_left = self._proposals
-        drafts = []
+        drafts: list[tuple[Tensor, Tensor]] = []
         while len(drafts) < num_drafts:
             at_least = 1 if steps_left is None else schedule_share(is_masked.sum(-1), _at_least_one(steps_left))
             left = confidence.masked_fill(~is_masked, -torch.inf)
@@ -164,8 +164,12 @@ class Speculation:
         """
         if is_kept is None:
             return
+        candidates, confidence, entropies, steps_left = self._proposals
         self._proposals = Proposals(
-            *(value[is_kept] if isinstance(value, Tensor) else value for value in self._proposals)
+            candidates[is_kept],
+            confidence[is_kept],
+            None if entropies is None else entropies[is_kept],
+            steps_left[is_kept] if isinstance(steps_left, Tensor) else steps_left,
         )
         if self._scored is not None:
             blocks, starts, logits = self._scored
