@@ -275,6 +275,7 @@ def draw_curve(outcomes: Sequence[Outcome], path: str | Path, title: str) -> Pat
             x, y, 100 * outcome.standard_error, fmt="o", color="tab:blue", markerfacecolor=fill, linewidth=0.6
         )
         axes.annotate(outcome.name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.margins(x=0.15)  # room for the names
     axes.set(xlabel="tokens per pass", ylabel="accuracy (%)", title=title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -42,8 +42,9 @@ def prompt(length: int, num_rows: int = 1) -> Tensor:
 
 @pytest.mark.parametrize(
     ("cache", "num_graphs"),
-    # Canvases of 64 and 128 columns. With a cache also a pass over the block; with `prefix`, over what follows.
-    [("none", 2), ("dual", 4), ("prefix", 4)],
+    # Canvases of 64 and 128 columns. With a cache also a pass over the block, and with `prefix` one over 64 columns
+    # from the block on.
+    [("none", 2), ("dual", 4), ("prefix", 6)],
 )
 def test_twenty_prompts_of_different_lengths_take_one_graph_per_window(tiny_model, cache, num_graphs) -> None:
     compile_config, graphs = counting_backend()
