@@ -123,6 +123,70 @@ def _check_suite(suite: str | None, tasks: str | None) -> None:
 
 @app.command()
 @reports_errors
+@takes(MODEL_OPTIONS, into="model_options", panel="Model")
+def decode(
+    questions: Annotated[
+        Path,
+        typer.Argument(metavar="QUESTIONS", help='JSON Lines: {"prompt": …, "answers": […]}.', show_default=False),
+    ],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setting",
+            "-s",
+            help="Options of generation to measure, e.g. threshold=0.9,cache=dual; repeat it. Default: the model's.",
+            metavar="NAME=VALUE,…",
+        ),
+    ] = None,
+    common: Annotated[
+        str, typer.Option(help="Options that all settings share.", metavar="NAME=VALUE,…", show_default=False)
+    ] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the record and the figure.")] = Path(
+        "runs/decode"
+    ),
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first questions.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Measure the seconds so often, and take the median.")] = 1,
+    match: Annotated[
+        str, typer.Option(help="An answer is right if it starts with, contains or equals one.")
+    ] = "starts",
+    chat: Annotated[bool, typer.Option("--chat", help="Put every question as a user's turn.")] = False,
+    best: Annotated[float | None, typer.Option(help="Highest accuracy of the task, in per cent, for the AUP.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    *,
+    model_options: dict[str, Any],
+) -> None:
+    """Compare settings of decoding: accuracy, tokens per pass, tokens per second, and the area under the curve (AUP).
+
+    llada evaluate decode questions.jsonl -s steps=64 -s threshold=0.9 -s threshold=0.7,cache=dual
+    """
+    with requires_extra("eval", "Evaluation"):
+        from lm_eval.utils import simple_parse_args_string
+
+        from llada_core.loading import load_checkpoint
+        from llada_core.records import write_record
+        from llada_evaluation.decode import MATCHES, benchmark_decoding, draw_curve, read_questions
+    from .scores import print_decoding
+
+    quiet_transformers()
+    if match not in MATCHES:
+        raise ValueError(f"`--match` must be one of {', '.join(MATCHES)}, got {match!r}.")
+    asked, shared = read_questions(questions, limit), simple_parse_args_string(common)
+    settings = {name or "default": shared | simple_parse_args_string(name) for name in setting or [""]}
+    checkpoint = load_checkpoint(**model_options)
+    outcomes, record = benchmark_decoding(
+        checkpoint, asked, settings, questions.stem, best=best, seed=seed,
+        revision=model_options.get("revision", "main"), batch_size=batch_size, chat=chat, match=match, repeats=repeats,
+        report=lambda outcome: typer.echo(f"Measured: {outcome.name}", err=True),
+    )  # fmt: skip
+    path = write_record(output, record)
+    picture = draw_curve(outcomes, path.with_name(path.name.removesuffix(".record.json") + ".png"), questions.stem)
+    print_decoding(outcomes, record.results["aup"].value)
+    print(f"Record: {path}\nFigure: {picture}")
+
+
+@app.command()
+@reports_errors
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A record, or a folder of records.", show_default=False)],
     second: Annotated[Path, typer.Argument(metavar="B", help="The other.", show_default=False)],

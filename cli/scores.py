@@ -9,6 +9,7 @@ from rich.table import Table
 
 from llada_core.records import EvaluationRecord, Score
 from llada_evaluation.compare import Comparison
+from llada_evaluation.decode import Outcome
 
 # Values of settings longer than this are cut in tables; the records hold them whole.
 _LONGEST = 40
@@ -52,6 +53,22 @@ def print_comparison(comparison: Comparison) -> None:
         places = "all" if len(setting.benchmarks) == len(shared) else ", ".join(setting.benchmarks)
         settings.add_row(setting.name, _shown(setting.first), _shown(setting.second), places)
     _print(settings)
+
+
+def print_decoding(outcomes: Iterable[Outcome], area: float) -> None:
+    """Print a setting of `llada evaluate decode` a line, and the area under accuracy against parallelism."""
+    table = _table("setting", "accuracy", "tokens per pass", "tokens per second", "tokens", "passes")
+    for outcome in outcomes:
+        table.add_row(
+            outcome.name,
+            _score(Score(outcome.accuracy, outcome.standard_error)),
+            f"{outcome.tokens_per_pass:.2f}",
+            f"{outcome.tokens_per_second:.1f}",
+            str(outcome.num_tokens),
+            str(outcome.num_passes),
+        )
+    _print(table)
+    print(f"AUP: {area:.1f}")
 
 
 def _table(*columns: str) -> Table:

@@ -9,6 +9,7 @@ Shape legend: R rows, H key/value heads, S cached columns, W columns computed in
 Source: Fast-dLLM (arXiv:2505.22618), prefix and dual cache.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -17,6 +18,43 @@ from torch import Tensor
 
 # Rows of a batch: all of them, or these; int64 [rows].
 Rows = Union[slice, Tensor]
+# Columns of a pass: first and end, or all of them; int64 [columns].
+Window = Union[tuple[int, int], Tensor]
+# The width of a compiled pass is a multiple of this, or a block.
+COLUMN_BUCKET = 64
+
+
+@dataclass(frozen=True)
+class FixedShapes:
+    """Rounds the shapes of passes up, so that a compiled model meets few of them.
+
+    Attributes:
+        block_length: columns of a block; shorter ones are filled up to it.
+        fills_columns: whether columns may be added, which the attention mask then hides. Flash attention, whose shapes
+            follow the mask, gets none.
+    """
+
+    block_length: int
+    fills_columns: bool = True
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Rows up to the next power of two, the last one several times; int64 [rows]."""
+        return torch.cat((rows, rows[-1:].expand(self.num_missing(len(rows)))))
+
+    def num_missing(self, num_rows: int) -> int:
+        """Rows that fill a batch up; none if it is empty."""
+        return (1 << (num_rows - 1).bit_length()) - num_rows if num_rows else 0
+
+    def width(self, num_columns: int) -> int:
+        """Columns that a pass over so many computes."""
+        if not self.fills_columns:
+            return num_columns
+        is_block = num_columns <= self.block_length
+        return self.block_length if is_block else -(-num_columns // COLUMN_BUCKET) * COLUMN_BUCKET
+
+    def capacity(self, num_columns: int) -> int:
+        """Columns of a cache for so many: what fills a pass up lies behind the others."""
+        return self.width(num_columns) + (max(COLUMN_BUCKET, self.block_length) if self.fills_columns else 0)
 
 
 class BlockCache:
@@ -27,10 +65,11 @@ class BlockCache:
     Args:
         num_layers: layers of the model.
         num_columns: length of the canvas.
+        has_hidden: whether some columns may be read before they are written, which the attention mask hides.
     """
 
-    def __init__(self, num_layers: int, num_columns: int):
-        self.num_columns = num_columns
+    def __init__(self, num_layers: int, num_columns: int, has_hidden: bool = False):
+        self.num_columns, self.has_hidden = num_columns, has_hidden
         self._keys: list[Optional[Tensor]] = [None] * num_layers
         self._values: list[Optional[Tensor]] = [None] * num_layers
         self._columns: Optional[Tensor] = None
@@ -40,9 +79,13 @@ class BlockCache:
         """Rows whose keys and values it holds."""
         return self._keys[0].shape[0]
 
-    def set_window(self, start: int, end: int, device: torch.device) -> None:
-        """Say which columns the next pass computes."""
-        self._columns = torch.arange(start, end, device=device)
+    def set_window(self, start: int, end: int, device: torch.device, width: Optional[int] = None) -> None:
+        """Say which columns the next pass computes; the last ones of the cache fill it up to `width`."""
+        if width is None:
+            self._columns = torch.arange(start, end, device=device)
+            return
+        columns = torch.arange(start, start + width, device=device)
+        self._columns = torch.where(columns < end, columns, columns + (self.num_columns - start - width))
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Write this pass's keys and values, and return those of all columns.
@@ -57,7 +100,9 @@ class BlockCache:
         """
         if self._keys[layer_idx] is None:
             shape = (key.shape[0], key.shape[1], self.num_columns, key.shape[3])
-            self._keys[layer_idx], self._values[layer_idx] = key.new_empty(shape), value.new_empty(shape)
+            # A weight of zero times what happens to lie in memory may be NaN.
+            new = key.new_zeros if self.has_hidden else key.new_empty
+            self._keys[layer_idx], self._values[layer_idx] = new(shape), new(shape)
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         keys.index_copy_(2, self._columns, key)
         values.index_copy_(2, self._columns, value)
@@ -79,20 +124,21 @@ class BlockCache:
         return [(cut(key), cut(value)) for key, value in zip(self._keys, self._values)], is_inside
 
     def select(self, rows: Rows, num_columns: Optional[int] = None) -> "BlockCache":
-        """A copy that holds some of the rows, cut or extended to `num_columns`."""
-        selected = BlockCache(len(self._keys), num_columns or self.num_columns)
-        selected._keys = [_resized(key, rows, selected.num_columns) for key in self._keys]
-        selected._values = [_resized(value, rows, selected.num_columns) for value in self._values]
+        """A copy that holds some of the rows, cut or extended to `num_columns`; the window stays."""
+        selected = BlockCache(len(self._keys), num_columns or self.num_columns, self.has_hidden)
+        selected._columns = self._columns
+        selected._keys = [self._resized(key, rows, selected.num_columns) for key in self._keys]
+        selected._values = [self._resized(value, rows, selected.num_columns) for value in self._values]
         return selected
 
-
-def _resized(states: Optional[Tensor], rows: Rows, num_columns: int) -> Optional[Tensor]:
-    if states is None or num_columns == states.shape[2]:
-        return None if states is None else states[rows]
-    kept = states[rows, :, :num_columns]
-    resized = states.new_empty(*kept.shape[:2], num_columns, kept.shape[3])
-    resized[:, :, : kept.shape[2]] = kept
-    return resized
+    def _resized(self, states: Optional[Tensor], rows: Rows, num_columns: int) -> Optional[Tensor]:
+        if states is None or num_columns == states.shape[2]:
+            return None if states is None else states[rows]
+        kept = states[rows, :, :num_columns]
+        new = states.new_zeros if self.has_hidden else states.new_empty
+        resized = new((*kept.shape[:2], num_columns, kept.shape[3]))
+        resized[:, :, : kept.shape[2]] = kept
+        return resized
 
 
 @dataclass
@@ -112,6 +158,7 @@ class WindowPolicy:
         refresh_interval: passes from one full pass of a block to the next; None makes only its first pass full.
         prompt_length: with a frozen prompt, the columns that only the first pass of the call computes; else 0.
         num_copies: rows in the model's batch per row of the canvas (2 with guidance).
+        shapes: fills passes up; None leaves them as they are.
     """
 
     cache: str
@@ -119,6 +166,7 @@ class WindowPolicy:
     refresh_interval: Optional[int] = None
     prompt_length: int = 0
     num_copies: int = 1
+    shapes: Optional[FixedShapes] = None
     _store: Optional[BlockCache] = None
     _prompt: Optional[BlockCache] = None
 
@@ -137,16 +185,32 @@ class WindowPolicy:
         Returns:
             First and end column of the pass, and the cache that serves the others.
         """
+        capacity = num_columns if self.shapes is None else self.shapes.capacity(num_columns)
         if step == 0 and self._prompt is None:
-            self._store = BlockCache(self.num_layers, num_columns)
+            self._store = BlockCache(self.num_layers, capacity, has_hidden=self.shapes is not None)
         elif step == 0:
-            self._store = self._rows_of(self._prompt, rows, num_columns)
-        if step == 0 or (self.refresh_interval is not None and step % self.refresh_interval == 0):
+            self._store = self._rows_of(self._prompt, rows, capacity)
+        if self.passes_until_full(step) == 0:
             window = (0 if self._prompt is None else self.prompt_length, num_columns)
         else:
             window = (start, num_columns if self.cache == "prefix" else end)
-        self._store.set_window(*window, device)
+        width = None if self.shapes is None else self.shapes.width(window[1] - window[0])
+        self._store.set_window(*window, device, width)
         return *window, self._store
+
+    def passes_until_full(self, step: int) -> int:
+        """Passes of the block from this one to the next that computes everything anew; 0 if this one does."""
+        if step == 0:
+            return 0
+        return sys.maxsize if self.refresh_interval is None else -step % self.refresh_interval
+
+    def copies(self, num_rows: int, num_copies: int) -> BlockCache:
+        """Keys and values for so many canvases of each row, in which the next pass computes the same columns.
+
+        The pass overwrites the columns that it computes, so the canvases may differ there and nowhere else.
+        """
+        rows = torch.arange(num_rows, device=self._store._columns.device)
+        return self._rows_of(self._store, rows.repeat(num_copies))
 
     def end_pass(self, is_kept: Optional[Tensor]) -> None:
         """After the call's first pass, in which all rows take part, keep the prompt's keys and values; let rows leave.
@@ -162,6 +226,7 @@ class WindowPolicy:
     def _rows_of(self, store: BlockCache, rows: Rows, num_columns: Optional[int] = None) -> BlockCache:
         """Select rows from the model's batch, where the copies of all rows stand one after the other."""
         if isinstance(rows, Tensor):
+            rows = rows if self.shapes is None else self.shapes.rows(rows)
             num_rows = store.num_rows // self.num_copies
             rows = torch.cat([rows + copy * num_rows for copy in range(self.num_copies)])
         return store.select(rows, num_columns)

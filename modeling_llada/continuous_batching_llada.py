@@ -176,7 +176,8 @@ class Budget:
     Attributes:
         max_rows: rows at once.
         max_columns: columns of the canvas at once: rows times the widest one.
-        max_logits_bytes: of float32 logits at once, as if every position of the blocks were masked.
+        max_logits_bytes: of float32 logits at once, drafts of `speculate` included, as if every position of the blocks
+            were masked.
     """
 
     max_rows: Optional[int] = None
@@ -190,7 +191,8 @@ class Budget:
         for row in rows:
             start, end, _ = row.blocks[0]
             widest = max(widest, row.num_columns)
-            num_logits += (end - start) * vocab_size * (2 if row.config.cfg_scale > 0 else 1)
+            num_canvases = (1 + row.config.speculate) * (2 if row.config.cfg_scale > 0 else 1)
+            num_logits += (end - start) * vocab_size * num_canvases
             costs = (
                 (len(chosen) + 1, self.max_rows),
                 ((len(chosen) + 1) * widest, self.max_columns),

@@ -108,8 +108,8 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "strength w of unsupervised guidance: logits = u + (1 + w)(c − u), u from the prompt masked out; 0 is off. "
         "Doubles the work"),
     "compile": (False, "bool", "True or False",
-        "run the model through `torch.compile`; the first call of each shape is slow. Whole blocks are scored, so that "
-        "shapes do not change from step to step"),
+        "run the model through `torch.compile`; the first pass of each shape is slow. Whole blocks are scored, rows "
+        "are filled up to a power of two and columns to a block or a multiple of 64, so that few shapes occur"),
     "compile_config": (None, "compile", "None or a `CompileConfig`",
         "with `compile=True`, the arguments of `torch.compile`, as a `CompileConfig` of transformers; `None` takes "
         "torch's defaults. Not saved"),
@@ -125,6 +125,9 @@ OPTIONS: dict[str, tuple[Any, str, Any, str]] = {
         "with a cache, compute the prompt's keys and values once per call, not once per block"),
     "suffix_window": (None, "int", "None or at least 0",
         "look at no more than this many masked columns after the block; `None` looks at all"),
+    "speculate": (0, "int", "at least 0",
+        "run the canvases of up to this many further steps as extra rows of a pass; a step whose canvas was foreseen "
+        "takes no pass. The text is that of plain decoding; see decoding.md for when it pays"),
     "stop_at_eos": (True, "bool", "True or False",
         "end a row once an end-of-text token is committed and nothing before it is masked; the rest becomes padding"),
     "logits_eos_inf": (False, "bool", "True or False", "never propose an end-of-text token"),

@@ -7,6 +7,7 @@ Shape legend: B rows of the call, R rows that take part in the next pass, T canv
 V vocabulary.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,10 +20,11 @@ from torch import Tensor
 from transformers import CompileConfig, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput, logging
 
-from .cache_llada import WindowPolicy
+from .cache_llada import FixedShapes, WindowPolicy
 from .canvas_llada import Block, Canvas, Reporter, answer_blocks, check_prompt, make_blocks, read_ids, repeat_rows
 from .constraints_llada import CONSTRAINTS, Constraints, cut_at_texts, sampling_warpers
 from .generation_config_llada import OF_ANSWERS, LLaDAGenerationConfig
+from .speculation_llada import Speculation
 from .unmasking_llada import (
     Generators,
     Proposer,
@@ -225,6 +227,8 @@ class LLaDAGenerationMixin(GenerationMixin):
         # 3. Make the parts once.
         proposer, rule = make_proposer(self.proposer_class, config), config.commit_rule
         windows = None if config.cache == "none" else self._windows(canvas, config)
+        score = functools.partial(self._score, canvas, config, windows)
+        speculation = Speculation(score, canvas, rule, config.speculate, windows) if config.speculate else None
         is_constrained = logits_processor or any(getattr(config, name) for name in CONSTRAINTS)
         constraints = Constraints(config, canvas.ids.device, logits_processor or ()) if is_constrained else None
         is_watched = streamer is not None or config.output_history
@@ -238,11 +242,15 @@ class LLaDAGenerationMixin(GenerationMixin):
                 steps_left = None if num_steps is None else canvas.steps_left(num_steps, step)
                 at_least = 1 if steps_left is None else schedule_share(is_masked.sum(-1), steps_left)
                 # 5. Run the model.
-                logits = self._score(canvas, config, windows, constraints, is_masked, step, start, end)
+                logits = (speculation.score if speculation else score)(is_masked, step, start, end)
+                if constraints is not None:
+                    logits = constraints(canvas, is_masked, start, logits)
                 if reporter is not None and reporter.takes_logits:
                     reporter.keep_logits(logits, is_masked, start)
                 # 6. Choose candidates, commit the most confident ones, mask again what is doubted.
                 candidates, confidence, entropies = choose(proposer, logits, canvas, is_masked, config)
+                if speculation is not None:
+                    speculation.note(candidates, is_masked, confidence, entropies, steps_left)
                 is_committed = rule(confidence, at_least, entropies)
                 block = canvas.commit(start, end, is_masked, candidates, is_committed)
                 is_masked, is_broken = is_masked ^ is_committed, confidence.isnan()
@@ -257,6 +265,8 @@ class LLaDAGenerationMixin(GenerationMixin):
                     canvas.fail(rows[is_broken.any(-1)], broken_logits(logits.dtype))
                 if windows is not None:
                     windows.end_pass(is_kept)
+                if speculation is not None:
+                    speculation.end_pass(is_kept)
                 if reporter is not None:
                     reporter.step_done()
                 if deadline is not None and time.monotonic() >= deadline:
@@ -280,8 +290,17 @@ class LLaDAGenerationMixin(GenerationMixin):
         num_copies = 2 if config.cfg_scale > 0 else 1
         num_frozen = canvas.answer_start if config.freeze_prompt else 0
         return WindowPolicy(
-            config.cache, self.config.num_hidden_layers, config.refresh_interval, num_frozen, num_copies
+            config.cache,
+            self.config.num_hidden_layers,
+            config.refresh_interval,
+            num_frozen,
+            num_copies,
+            self._fixed_shapes(config) if config.compile else None,
         )
+
+    def _fixed_shapes(self, config: LLaDAGenerationConfig) -> FixedShapes:
+        """What fills passes up so that a compiled model meets few shapes."""
+        return FixedShapes(config.block_length, fills_columns="flash" not in str(self.config._attn_implementation))
 
     @torch.no_grad()
     def infill(
@@ -346,20 +365,40 @@ class LLaDAGenerationMixin(GenerationMixin):
         canvas: "Canvas",
         config: LLaDAGenerationConfig,
         windows: Optional[WindowPolicy],
-        constraints: Optional[Constraints],
         is_masked: Tensor,
         step: int,
         start: int,
         end: int,
+        blocks: Optional[Tensor] = None,
     ) -> Tensor:
-        """Logits of the block's masked positions, guided and constrained; [num_scored, vocab]."""
+        """One pass: the logits of masked positions of a block, with guidance; [num_scored, vocab].
+
+        Args:
+            canvas, config, windows: those of the call.
+            is_masked: bool [active, block]; with `blocks` bool [canvases * active, block].
+            step: number of the step in its block.
+            start, end: columns of the block.
+            blocks: what stands in the block of each canvas to run; int64 [canvases, active, block]. None: one canvas
+                for each row, as it is.
+        """
         rows, num_columns = canvas.rows, canvas.ids.shape[1]
         if config.suffix_window is not None:
             num_columns = min(num_columns, end + config.suffix_window)
         first, last, cache = 0, num_columns, None
         if windows is not None:
             first, last, cache = windows.next_window(step, start, end, num_columns, rows, canvas.ids.device)
+        if blocks is not None:
+            rows = torch.arange(len(canvas.ids), device=canvas.ids.device)[rows].repeat(len(blocks))
+            cache = None if windows is None else windows.copies(blocks.shape[1], len(blocks))
+            blocks = blocks.flatten(0, 1)
+        shapes = self._fixed_shapes(config) if config.compile else None
+        if shapes is not None:
+            rows = shapes.rows(torch.arange(len(canvas.ids), device=canvas.ids.device)[rows])
+            missing = (0, 0, 0, len(rows) - len(is_masked))  # rows in which nothing is scored
+            is_masked, blocks = F.pad(is_masked, missing), None if blocks is None else F.pad(blocks, missing)
         ids = canvas.ids[rows, first:last]
+        if blocks is not None:
+            ids[:, start - first : end - first] = blocks
         attention_mask = None if canvas.attention_mask is None else canvas.attention_mask[rows, :num_columns]
         position_ids = None if canvas.position_ids is None else canvas.position_ids[rows, first:last]
         is_scored = F.pad(is_masked, (start - first, last - end))
@@ -368,21 +407,46 @@ class LLaDAGenerationMixin(GenerationMixin):
             is_scored = torch.cat((is_scored, is_scored))
             attention_mask = None if attention_mask is None else attention_mask.repeat(2, 1)
             position_ids = None if position_ids is None else position_ids.repeat(2, 1)
-        if position_ids is None and cache is not None:
+        if position_ids is None and (cache is not None or shapes is not None):
             position_ids = torch.arange(first, last, device=ids.device)[None]
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention_mask, "position_ids": position_ids}
         inputs |= {"past_key_values": cache, "logits_window": (start - first, end - first)}
-        if config.compile:
+        if shapes is not None:
             # Selecting masked positions inside would give every step its own shape.
             compiled = self.__dict__.setdefault("_compiled_generation", CompiledCall())
-            logits = compiled.of(self, config.compile_config)(**inputs).logits
-            logits = logits[is_scored[:, start - first : end - first]]
+            logits = compiled.of(self, config.compile_config)(**fill_up(inputs, num_columns, shapes)).logits
+            logits = logits[:, : end - start][is_scored[:, start - first : end - first]]
         else:
             logits = self(**inputs, logits_positions=is_scored).logits
         if config.cfg_scale > 0:
             conditional, unconditional = logits.chunk(2)
             logits = guide(conditional, unconditional, config.cfg_scale)
-        return logits if constraints is None else constraints(canvas, is_masked, start, logits)
+        return logits
+
+
+def fill_up(inputs: dict[str, Any], num_columns: int, shapes: FixedShapes) -> dict[str, Any]:
+    """A pass's inputs with columns added that the attention mask hides, in shapes that come again.
+
+    Args:
+        inputs: of the model's `forward`; `logits_window` is (start, end).
+        num_columns: columns that the pass looks at.
+        shapes: the shapes.
+    """
+    ids, cache, (start, end) = inputs["input_ids"], inputs["past_key_values"], inputs["logits_window"]
+    width, device = shapes.width(ids.shape[1]), ids.device
+    missing, capacity = (0, width - ids.shape[1]), width if cache is None else cache.num_columns
+    attention_mask = inputs["attention_mask"]
+    if attention_mask is None and shapes.fills_columns:
+        attention_mask = torch.ones(len(ids), num_columns, dtype=torch.bool, device=device)
+    if attention_mask is not None:
+        attention_mask = F.pad(attention_mask, (0, capacity - num_columns)).contiguous()
+    window = torch.arange(start, start + shapes.width(end - start), device=device)
+    return inputs | {
+        "input_ids": F.pad(ids, missing).contiguous(),
+        "attention_mask": attention_mask,
+        "position_ids": F.pad(inputs["position_ids"], missing).expand(len(ids), -1).contiguous(),
+        "logits_window": window.clamp(max=width - 1),
+    }
 
 
 class CompiledCall:

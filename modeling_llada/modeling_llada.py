@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .batching_manager_llada import LLaDABatchedGenerationMixin
 from .batching_results_llada import LLaDABatchOutput  # noqa: F401 - transformers 4.57 copies only what this file names
-from .cache_llada import BlockCache
+from .cache_llada import BlockCache, Window
 from .canvas_llada import Canvas  # noqa: F401 - likewise
 from .configuration_llada import SPLITS_VOCABULARY, LLaDAConfig
 from .constraints_llada import Constraints  # noqa: F401 - likewise
@@ -32,11 +32,10 @@ from .continuous_batching_llada import generate_many
 from .generation_config_llada import LLaDAGenerationConfig, check_files
 from .generation_llada import CompiledCall  # noqa: F401 - likewise
 from .prepacking_llada import prepacked_weights
+from .speculation_llada import Speculation  # noqa: F401 - likewise
 from .unmasking_llada import Proposer
 
 logger = logging.get_logger(__name__)
-
-Window = tuple[int, int]
 
 # What tokenizers and trainers pass to every model, and what says nothing to this one.
 IGNORED_KEYWORDS = ("cache_position", "num_items_in_batch", "token_type_ids")
@@ -324,21 +323,22 @@ class LLaDABlock(GradientCheckpointingLayer):
             hidden_states: [batch, seq, d_model].
             rotary: tables of `rotary_tables`.
             attention_mask: from `prepare_mask`.
-            window: (start, end): positions whose output is needed; the others only serve as keys and values.
+            window: (start, end), or int64 [window]: positions whose output is needed; the others only serve as keys
+                and values.
             cache: a `BlockCache` that takes in this pass's keys and values and returns those to attend to.
             kwargs: passed on to the attention function.
 
         Returns:
-            Hidden states, [batch, seq or end - start, d_model], and attention weights if the implementation has any.
+            Hidden states, [batch, seq or window, d_model], and attention weights if the implementation has any.
         """
         normed = self.attn_norm(hidden_states)
         query_input, query_rotary = normed, rotary
         if window is not None:
-            start, end = window
-            hidden_states, query_input = hidden_states[:, start:end], normed[:, start:end]
-            query_rotary = (rotary[0][:, :, start:end], rotary[1][:, :, start:end])
+            columns = window if isinstance(window, Tensor) else slice(*window)
+            hidden_states, query_input = hidden_states[:, columns], normed[:, columns]
+            query_rotary = (rotary[0][:, :, columns], rotary[1][:, :, columns])
             if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[2] > 1:
-                attention_mask = attention_mask[:, :, start:end]
+                attention_mask = attention_mask[:, :, columns]
         heads = (-1, self.head_dim)
         query = self.place_query(self.q_proj(query_input).unflatten(-1, heads).transpose(1, 2), *query_rotary)
         key = self.place_key(self.k_proj(normed).unflatten(-1, heads).transpose(1, 2), *rotary)
@@ -490,7 +490,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
             past_key_values: a `BlockCache` whose window holds the given positions; `attention_mask` then covers all
                 its columns, and `position_ids` must be given.
             use_cache: None. Only fused heads of trainers for causal models call the Transformer with it.
-            logits_window: (start, end): return these positions only; the last block computes no others.
+            logits_window: (start, end), or int64 [window]: return these positions only; the last block computes no
+                others.
             kwargs: those of `IGNORED_KEYWORDS` change nothing. Others go to the attention function, if the
                 implementation takes any: to flash attention `PACKING_KEYWORDS`, the bounds of texts laid side by side,
                 and to every function that the caller has registered with transformers. Positions that restart
@@ -514,7 +515,7 @@ class LLaDAModel(LLaDAPreTrainedModel):
         attention_options = self._attention_options(kwargs, attention_mask) if kwargs else {}
         hidden_states = self.transformer.wte(input_ids) if inputs_embeds is None else inputs_embeds
         length = attention_options.get("max_length_q", hidden_states.shape[1])
-        if length > self.config.max_sequence_length:
+        if length > self.config.max_sequence_length and not torch.compiler.is_compiling():
             logger.warning_once(
                 f"The sequence has {length} positions, more than `max_sequence_length` "
                 f"({self.config.max_sequence_length}); the model was not trained on such lengths. Shorten the input."
@@ -544,7 +545,8 @@ class LLaDAModel(LLaDAPreTrainedModel):
         if output_hidden_states:
             all_hidden_states += (hidden_states,)
         if keeps_all and logits_window is not None:
-            hidden_states = hidden_states[:, slice(*logits_window)]
+            columns = logits_window if isinstance(logits_window, Tensor) else slice(*logits_window)
+            hidden_states = hidden_states[:, columns]
         output = BaseModelOutput(
             last_hidden_state=hidden_states,
             hidden_states=all_hidden_states if output_hidden_states else None,
@@ -669,8 +671,8 @@ class LLaDAModelLM(LLaDAPreTrainedModel, LLaDABatchedGenerationMixin):
             use_cache: not supported; None or False.
             logits_positions: score these positions only; bool [batch, seq]. `logits` is then [num_selected, vocab],
                 rows in the order of the mask.
-            logits_window: (start, end): nothing outside is scored, and the last block skips it. With
-                `logits_positions`, the positions must lie inside.
+            logits_window: (start, end), or int64 [window]: nothing outside is scored, and the last block skips it.
+                With `logits_positions`, it is (start, end), and the positions must lie inside.
             logits_to_keep: score this many positions at the end only, as in transformers; or these columns, int64
                 [num_columns]. 0 scores all.
             output_hidden_states: also return the embeddings and every block's output (the last one normed).

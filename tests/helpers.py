@@ -31,6 +31,7 @@ CODE_FILES = {
     "generation_llada.py",
     "modeling_llada.py",
     "prepacking_llada.py",
+    "speculation_llada.py",
     "unmasking_llada.py",
 }
 

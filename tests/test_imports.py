@@ -45,6 +45,7 @@ HUB_ORDER = [
     "prepacking_llada",
     "generation_config_llada",
     "canvas_llada",
+    "speculation_llada",
     "constraints_llada",
     "generation_llada",
     "continuous_batching_llada",
