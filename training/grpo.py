@@ -54,7 +54,7 @@ _DRAWN = "tokens must be drawn from the distribution that is scored"
 # Options of GRPOConfig that cannot apply, with the only value that fits.
 GRPO_FIXED_OPTIONS = {
     "use_vllm": (False, "vLLM decodes from left to right"),
-    "use_transformers_continuous_batching": (False, "it decodes from left to right"),
+    "use_transformers_continuous_batching": (False, "rollouts are batched here, with the record of every commit"),
     "disable_dropout": (True, "dropout would differ between the models that are compared"),
     "cast_lm_head_to_fp32": (False, "log-probabilities are computed in float32 anyway"),
     "pad_to_multiple_of": (None, "the canvas must be the one of the rollout"),
