@@ -1,0 +1,175 @@
+"""Train the bundled model, one stage a recipe; started again, it goes on from the last checkpoint.
+
+    python examples/llada_tiny/learn.py --config recipes/tiny-puzzles.yaml
+
+Every row of the data is a function of its number, so that nothing but the recipe decides what is learnt, and a training
+that was killed and resumed ends with the same weights as one that was not.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grids
+import torch
+import yaml
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+from vocabulary import save_tokenizer
+from words import make_tokenizer
+
+from llada_core.loading import load_model
+from llada_training import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
+from llada_training.checkpoints import last_checkpoint
+from llada_training.noise import IGNORE_INDEX
+from llada_training.puzzles import make_sudokus
+from modeling_llada import LLaDAConfig, LLaDAModelLM
+
+# Kinds of the batches of a stage, in turn.
+PLANS = {
+    "tiny-puzzles": ("sudoku-6", "sum", "sudoku-6", "sudoku-6", "sudoku-4", "sudoku-6", "sum", "sudoku-6"),
+}
+# Puzzles solved now and then to see how the training goes; they are of the training split.
+LOOK_EVERY, LOOKED_AT, LOOK_SEED = 500, 48, 1
+NUM_EMPTY = {4: 10, 6: 24}
+
+
+class Rows(Dataset):
+    """The rows of a stage: batches of one kind each, in turn.
+
+    Args:
+        plan: kinds of the batches.
+        batch_size: rows of a batch.
+        num_rows: rows in all.
+        encode: kind and number of a row of this kind to `input_ids` and `labels`.
+    """
+
+    def __init__(
+        self, plan: tuple[str, ...], batch_size: int, num_rows: int, encode: Callable[[str, int], dict[str, list[int]]]
+    ):
+        self.plan, self.batch_size, self.num_rows, self.encode = plan, batch_size, num_rows, encode
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        batch, place = divmod(number, self.batch_size)
+        turn, part = divmod(batch, len(self.plan))
+        kind = self.plan[part]
+        before = turn * self.plan.count(kind) + self.plan[:part].count(kind)
+        return {**self.encode(kind, before * self.batch_size + place), "example_id": number}
+
+
+@dataclass
+class Encoder:
+    """Turns rows into ids; what is given has the label -100."""
+
+    tokenizer: Any
+
+    def __call__(self, kind: str, number: int) -> dict[str, list[int]]:
+        return self.puzzle(grids.training_row(kind, number))
+
+    def puzzle(self, row: grids.Row) -> dict[str, list[int]]:
+        """A puzzle: a token for each character, but one for its heading."""
+        encoded = self.tokenizer(row.text, return_offsets_mapping=True, add_special_tokens=False)
+        asked = [row.is_asked[start] for start, _ in encoded["offset_mapping"]]
+        ids = encoded["input_ids"]
+        return {"input_ids": ids, "labels": [token if a else IGNORE_INDEX for token, a in zip(ids, asked)]}
+
+
+class InOrder(LLaDAPretrainingTrainer):
+    """Takes the rows as they come."""
+
+    def _get_train_sampler(self, *args: Any, **options: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+class Look(TrainerCallback):
+    """Logs now and then what share of some puzzles the model solves, the surest cell first."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.trainer = tokenizer, None
+        self.rows = {
+            f"solved_{size}x{size}": [
+                grids.sudoku_row(sudoku) for sudoku in make_sudokus(LOOKED_AT, size, num_empty, "train", LOOK_SEED)
+            ]
+            for size, num_empty in NUM_EMPTY.items()
+        }
+        self.rows["solved_sums"] = [grids.training_row("sum", -number) for number in range(1, LOOKED_AT + 1)]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **options: Any) -> None:
+        if state.global_step % LOOK_EVERY == 0:
+            model.eval()
+            shares = {name: solved_share(model, self.tokenizer, rows) for name, rows in self.rows.items()}
+            model.train()
+            self.trainer.log(shares)
+
+
+@torch.no_grad()
+def solved_share(model: Any, tokenizer: Any, rows: list[grids.Row], **options: Any) -> float:
+    """Share of the puzzles that are filled in without a mistake; `options` are those of `infill`."""
+    return sum(solved(model, tokenizer, rows, **options)) / len(rows)
+
+
+def solved(model: Any, tokenizer: Any, rows: list[grids.Row], **options: Any) -> list[bool]:
+    """Which puzzles are filled in without a mistake."""
+    texts = [row.puzzle.replace(grids.GLYPH, tokenizer.mask_token) for row in rows]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    filled = model.infill(batch["input_ids"], attention_mask=batch["attention_mask"], **options)
+    found = tokenizer.batch_decode(filled, skip_special_tokens=True)
+    return [text == row.text for text, row in zip(found, rows)]
+
+
+def main() -> None:
+    """Train a stage to its end."""
+    options = parse_arguments()
+    path = options.config
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if options.output_dir is not None:
+        recipe["output_dir"] = str(options.output_dir)
+    config = LLaDAPretrainingConfig(**recipe)
+    folder = Path(config.output_dir)
+    tokenizer = stage_tokenizer(folder / "tokenizer")
+    model = first_model(config, tokenizer)
+    size = config.per_device_train_batch_size
+    rows = Rows(
+        PLANS[path.stem], size, config.max_steps * config.gradient_accumulation_steps * size, Encoder(tokenizer)
+    )
+    look = Look(tokenizer)
+    trainer = InOrder(model, config, rows, processing_class=tokenizer, callbacks=[look])
+    look.trainer = trainer
+    trainer.train(last_checkpoint(config.output_dir))
+    trainer.save_model()
+    trainer.save_state()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="recipe of the stage")
+    parser.add_argument("--output_dir", type=Path, help="folder of the run, in place of the recipe's")
+    return parser.parse_args()
+
+
+def stage_tokenizer(folder: Path) -> Any:
+    """The tokenizer of the puzzles, saved in `folder`."""
+    save_tokenizer(make_tokenizer([grids.HEADER]), folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def first_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
+    """A new model, or the one that the recipe goes on from."""
+    if config.model is not None:
+        return load_model(config.model, dtype="float32", attn_implementation=config.attn_implementation)
+    torch.manual_seed(config.seed)
+    sizes = {"vocab_size": len(tokenizer), "embedding_size": len(tokenizer)}
+    ids = {name: getattr(tokenizer, name) for name in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id")}
+    return LLaDAModelLM(
+        LLaDAConfig(**config.model_config, **sizes, **ids, attn_implementation=config.attn_implementation)
+    )
+
+
+if __name__ == "__main__":
+    main()
