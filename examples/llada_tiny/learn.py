@@ -1,26 +1,33 @@
 """Train the bundled model, one stage a recipe; started again, it goes on from the last checkpoint.
 
-    python examples/llada_tiny/learn.py --config recipes/tiny-puzzles.yaml
+    python examples/llada_tiny/learn.py --config recipes/tiny-first.yaml --facts runs/tiny-facts
 
 Every row of the data is a function of its number, so that nothing but the recipe decides what is learnt, and a training
 that was killed and resumed ends with the same weights as one that was not.
 """
 
 import argparse
+import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ask
 import grids
 import torch
 import yaml
+from answers import Answers
+from prepare_facts import FACTS
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from vocabulary import save_tokenizer
 from words import make_tokenizer
 
+from experiments.sampling import is_right
 from llada_core.loading import load_model
+from llada_core.tokenization import prepare_tokenizer
 from llada_training import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 from llada_training.checkpoints import last_checkpoint
 from llada_training.noise import IGNORE_INDEX
@@ -29,11 +36,16 @@ from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 # Kinds of the batches of a stage, in turn.
 PLANS = {
-    "tiny-puzzles": ("sudoku-6", "sum", "sudoku-6", "sudoku-6", "sudoku-4", "sudoku-6", "sum", "sudoku-6"),
+    "tiny-first": ("answer", "sudoku-6", "answer", "sum", "answer", "sudoku-6", "answer", "sudoku-4"),
+    "tiny-last": (
+        *("answer", "sudoku-6", "sudoku-6", "sudoku-6", "answer", "sudoku-6", "sudoku-6", "sum"),
+        *("answer", "sudoku-6", "sudoku-6", "sudoku-6", "answer", "sudoku-6", "sudoku-6", "sudoku-4"),
+    ),
 }
 # Puzzles solved now and then to see how the training goes; they are of the training split.
 LOOK_EVERY, LOOKED_AT, LOOK_SEED = 500, 48, 1
 NUM_EMPTY = {4: 10, 6: 24}
+QUICK = {"max_new_tokens": 24, "block_length": 24, "threshold": 0.9}
 
 
 class Rows(Dataset):
@@ -67,8 +79,12 @@ class Encoder:
     """Turns rows into ids; what is given has the label -100."""
 
     tokenizer: Any
+    answers: Answers
+    batch_size: int
 
     def __call__(self, kind: str, number: int) -> dict[str, list[int]]:
+        if kind == "answer":
+            return self.answers.encode(number, self.tokenizer, self.batch_size)
         return self.puzzle(grids.training_row(kind, number))
 
     def puzzle(self, row: grids.Row) -> dict[str, list[int]]:
@@ -87,10 +103,12 @@ class InOrder(LLaDAPretrainingTrainer):
 
 
 class Look(TrainerCallback):
-    """Logs now and then what share of some puzzles the model solves, the surest cell first."""
+    """Logs now and then what share of some puzzles the model solves, the surest cell first, and of facts it knows."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, answers: Answers):
         self.tokenizer, self.trainer = tokenizer, None
+        drawn = random.Random(LOOK_SEED).sample(answers.trained, LOOKED_AT)
+        self.items = [(item.trained[0], item.accepted) for item in drawn]
         self.rows = {
             f"solved_{size}x{size}": [
                 grids.sudoku_row(sudoku) for sudoku in make_sudokus(LOOKED_AT, size, num_empty, "train", LOOK_SEED)
@@ -103,6 +121,9 @@ class Look(TrainerCallback):
         if state.global_step % LOOK_EVERY == 0:
             model.eval()
             shares = {name: solved_share(model, self.tokenizer, rows) for name, rows in self.rows.items()}
+            replies = ask.ask(model, self.tokenizer, [question for question, _ in self.items], **QUICK)
+            right = [is_right(reply["text"], found) for reply, (_, found) in zip(replies, self.items)]
+            shares["right_facts"] = sum(right) / len(right)
             model.train()
             self.trainer.log(shares)
 
@@ -127,17 +148,17 @@ def main() -> None:
     options = parse_arguments()
     path = options.config
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if options.output_dir is not None:
-        recipe["output_dir"] = str(options.output_dir)
+    given = {"model": options.model, "output_dir": options.output_dir}
+    recipe |= {name: str(value) for name, value in given.items() if value is not None}
     config = LLaDAPretrainingConfig(**recipe)
     folder = Path(config.output_dir)
-    tokenizer = stage_tokenizer(folder / "tokenizer")
+    answers, words = read_facts(options.facts / FACTS)
+    tokenizer = stage_tokenizer(folder / "tokenizer", words)
     model = first_model(config, tokenizer)
     size = config.per_device_train_batch_size
-    rows = Rows(
-        PLANS[path.stem], size, config.max_steps * config.gradient_accumulation_steps * size, Encoder(tokenizer)
-    )
-    look = Look(tokenizer)
+    num_rows = config.max_steps * config.gradient_accumulation_steps * size
+    rows = Rows(PLANS[path.stem], size, num_rows, Encoder(tokenizer, answers, size))
+    look = Look(tokenizer, answers)
     trainer = InOrder(model, config, rows, processing_class=tokenizer, callbacks=[look])
     look.trainer = trainer
     trainer.train(last_checkpoint(config.output_dir))
@@ -149,14 +170,21 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="recipe of the stage")
+    parser.add_argument("--facts", type=Path, default=Path("runs/tiny-facts"), help="folder of prepare_facts.py")
+    parser.add_argument("--model", help="model to go on from, in place of the recipe's")
     parser.add_argument("--output_dir", type=Path, help="folder of the run, in place of the recipe's")
     return parser.parse_args()
 
 
-def stage_tokenizer(folder: Path) -> Any:
-    """The tokenizer of the puzzles, saved in `folder`."""
-    save_tokenizer(make_tokenizer([grids.HEADER]), folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+def read_facts(path: Path) -> tuple[Answers, list[str]]:
+    """The conversations and the words of the vocabulary."""
+    return Answers.read(path), json.loads(path.read_text(encoding="utf-8"))["vocabulary"]
+
+
+def stage_tokenizer(folder: Path, words: list[str]) -> Any:
+    """The tokenizer of these words, saved in `folder`."""
+    save_tokenizer(make_tokenizer(words), folder)
+    return prepare_tokenizer(PreTrainedTokenizerFast.from_pretrained(folder))
 
 
 def first_model(config: LLaDAPretrainingConfig, tokenizer: Any) -> Any:
