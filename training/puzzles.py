@@ -18,6 +18,12 @@ TEST_SHARE = 8
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 # Stands for an empty cell.
 EMPTY = "0"
+# Empty cells of a new puzzle, by the side of its grid.
+NUM_EMPTY = {4: 10, 6: 22, 9: 45}
+# How people write an empty cell, and what they put around cells.
+EMPTY_SIGNS, DECORATION = "0._□?-*", " \t\r\n|+│─┼,;/"
+# Stands above a grid where a model fills in its empty cells in place.
+SUDOKU_HEADING = "Sudoku"
 # Tries to make one puzzle before its options are called impossible.
 MAX_TRIES = 1000
 SUDOKU_PROMPT = (
@@ -113,6 +119,78 @@ def _try_sudoku(size: int, num_empty: int, split: str, generator: random.Random)
         if not missing:
             return Sudoku("".join(cells), solution)
     return None
+
+
+def grid_text(cells: str, empty: str = EMPTY) -> str:
+    """A grid as the bundled model reads it: a heading, and a line for each row of cells.
+
+    Args:
+        cells: digits row by row, `0` where a cell is empty.
+        empty: what stands for an empty cell, such as a mask token.
+    """
+    size = side_of(cells)
+    lines = [cells[start : start + size].replace(EMPTY, empty) for start in range(0, size**2, size)]
+    return "\n".join([SUDOKU_HEADING, *lines])
+
+
+def read_grid(text: str) -> str:
+    """The cells of a grid as people write it: spaces, lines between boxes and the heading are left out.
+
+    Args:
+        text: a digit for each cell, row by row; `0`, `.`, `_`, `□`, `?`, `-` or `*` where it is empty.
+
+    Returns:
+        Digits, `0` where a cell is empty.
+
+    Raises:
+        ValueError: for another number of cells, or a cell that is no digit of the grid.
+    """
+    signs = [sign for sign in text.removeprefix(SUDOKU_HEADING) if sign not in DECORATION]
+    cells = "".join(EMPTY if sign in EMPTY_SIGNS else sign for sign in signs)
+    size = side_of(cells)
+    for sign in cells:
+        _digit(sign, size)
+    return cells
+
+
+def puzzle_to_solve(puzzle: str | None, size: int | None = None, num_empty: int | None = None, seed: int = 0) -> str:
+    """The cells of a puzzle that somebody wrote, or of one made here, of the split that no model trains on.
+
+    Args:
+        puzzle: as `read_grid` takes it; None makes one.
+        size, num_empty: of a new puzzle; None takes 6 and `NUM_EMPTY`.
+        seed: of a new puzzle.
+
+    Raises:
+        ValueError: for a puzzle without an empty cell or without a solution, and for options that do not go together.
+    """
+    if puzzle is None:
+        size = 6 if size is None else size
+        num_empty = NUM_EMPTY.get(size, 1) if num_empty is None else num_empty
+        return make_sudokus(1, size, num_empty, "test", seed)[0].puzzle
+    if size is not None or num_empty is not None:
+        raise ValueError(
+            f"`size` and `num_empty` are for a new puzzle, got {size} and {num_empty} beside a given one; leave them "
+            "out, or the puzzle."
+        )
+    cells = read_grid(puzzle)
+    if EMPTY not in cells:
+        raise ValueError(f"`puzzle` must have an empty cell, got {cells}; write 0 or . where one is to be filled in.")
+    if next(solve(cells), None) is None:
+        side = side_of(cells)
+        places = [f"row {cell // side + 1} column {cell % side + 1}" for cell in colliding_cells(cells)]
+        reason = f"the digits at {', '.join(places)} collide" if places else "its givens allow none"
+        raise ValueError(f"`puzzle` must have a solution, got {cells}: {reason}.")
+    return cells
+
+
+def colliding_cells(cells: str) -> list[int]:
+    """The cells whose digit stands once more in their row, column or box, in order; empty cells collide with none."""
+    return [
+        cell
+        for cell, others in enumerate(_neighbours(side_of(cells)))
+        if cells[cell] != EMPTY and any(cells[other] == cells[cell] for other in others)
+    ]
 
 
 def has_one_solution(puzzle: str) -> bool:

@@ -6,8 +6,8 @@ A puzzle is its own solution with some characters missing, each of them one toke
     1□3456
     …
 
-Which split a row belongs to is decided by a hash of what solves it (`llada_training.puzzles.split_of`): the solved grid,
-or the whole sum. Row `n` of a stream is a function of `n` alone, so that a training may be cut off and resumed anywhere.
+A hash of what solves a row decides its split (`llada_training.puzzles.split_of`): the solved grid, or the whole sum.
+Row `n` of a stream is a function of `n` alone, so that a training may be cut off and resumed anywhere.
 """
 
 import random
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from llada_training.puzzles import BOXES, EMPTY, Sudoku, make_sudokus, side_of, split_of
+from llada_training.puzzles import BOXES, Sudoku, grid_text, make_sudokus, split_of
 
-HEADER = "Sudoku"
 GLYPH = "□"
 # Side of the grid -> empty cells of the puzzles to learn from -> how many are made; each is seen in many disguises.
 POOL = {4: {8: 200, 10: 400, 11: 400}, 6: {20: 400, 23: 600, 24: 1000, 25: 600}}
@@ -49,12 +48,8 @@ class Row:
 
 def sudoku_row(sudoku: Sudoku) -> Row:
     """A puzzle under its heading, a line for each row of cells."""
-    cells = list(zip(sudoku.solution, (cell == EMPTY for cell in sudoku.puzzle)))
-    size, characters = sudoku.size, [(character, False) for character in HEADER]
-    for start in range(0, size**2, size):
-        characters += [("\n", False), *cells[start : start + size]]
-    text, is_asked = zip(*characters)
-    return Row("".join(text), is_asked)
+    asked = grid_text(sudoku.puzzle, GLYPH)
+    return Row(grid_text(sudoku.solution), tuple(character == GLYPH for character in asked))
 
 
 @lru_cache
@@ -92,17 +87,6 @@ def _exchanged(num_groups: int, group: int, generator: random.Random) -> list[in
     """Indices of `num_groups` groups: the groups in a random order, and each in a random order within."""
     groups = generator.sample(range(num_groups), num_groups)
     return [number * group + place for number in groups for place in generator.sample(range(group), group)]
-
-
-def read_grid(text: str) -> str:
-    """The cells of a Sudoku in the form of `sudoku_row`, `0` for a glyph.
-
-    Raises:
-        ValueError: for text of another form.
-    """
-    cells = text.removeprefix(HEADER).replace("\n", "").replace(GLYPH, EMPTY)
-    side_of(cells)
-    return cells
 
 
 # --- sums with missing digits -----------------------------------------------------------------------------------------
@@ -188,7 +172,7 @@ def training_row(kind: str, number: int) -> Row:
     raise ValueError(f"`kind` must be sudoku-4, sudoku-6 or sum, got {kind!r}.")
 
 
-def test_sums(count: int, seed: int = 0) -> Iterator[Row]:
+def held_out_sums(count: int, seed: int) -> Iterator[Row]:
     """Different sums of the test split."""
     generator, seen = random.Random(f"test {seed}"), set[str]()
     while len(seen) < count:

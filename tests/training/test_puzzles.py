@@ -6,9 +6,13 @@ from llada_training.puzzles import (
     BOXES,
     SPLITS,
     Sudoku,
+    colliding_cells,
+    grid_text,
     has_one_solution,
     make_countdowns,
     make_sudokus,
+    puzzle_to_solve,
+    read_grid,
     solve,
     split_of,
 )
@@ -105,3 +109,59 @@ def test_an_example_says_the_puzzle_and_its_completion_gets_the_whole_reward():
 def test_puzzles_that_cannot_be_made_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- grids as text ----------------------------------------------------------------------------------------------------
+
+WRITTEN = "12..|3.12|2.43|4321"
+
+
+def test_a_grid_is_read_however_it_is_written_and_goes_back_to_the_same_text():
+    cells = read_grid(WRITTEN)
+    assert cells == "1200301220434321"
+    for text in (
+        "12□□\n3□12\n2□43\n4321",
+        "1 2 _ _ / 3 _ 1 2 / 2 _ 4 3 / 4 3 2 1",
+        grid_text(cells),
+        grid_text(cells, "?"),
+    ):
+        assert read_grid(text) == cells
+    assert grid_text(cells, ".") == "Sudoku\n12..\n3.12\n2.43\n4321"
+
+
+def test_a_grid_with_other_signs_or_digits_is_refused():
+    with pytest.raises(ValueError, match=r"`puzzle` must hold digits from 0 to 4 alone, got '5'"):
+        read_grid("5" + "0" * 15)
+    with pytest.raises(ValueError, match=r"`puzzle` must have one of 16, 36, 81 cells, got 3"):
+        read_grid("123")
+
+
+def test_cells_collide_in_rows_columns_and_boxes_and_empty_ones_never():
+    assert colliding_cells("0" * 16) == []
+    assert colliding_cells("1100" + "0" * 12) == [0, 1]  # row, and box
+    assert colliding_cells("1000" * 2 + "0" * 8) == [0, 4]  # column, and box
+    assert colliding_cells("1000" + "0100" + "0" * 8) == [0, 5]  # box alone
+    assert colliding_cells("1234341221434321") == []
+
+
+def test_a_new_puzzle_is_of_the_test_split_and_a_given_one_is_kept():
+    for seed in range(3):
+        [solution] = solve(puzzle_to_solve(None, seed=seed))
+        assert split_of(solution) == "test"
+        assert len(solution) == 36
+    assert puzzle_to_solve(WRITTEN) == read_grid(WRITTEN)
+    assert puzzle_to_solve(None, 4, 5).count("0") == 5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("1234341221434321",), r"`puzzle` must have an empty cell, got 1234341221434321; write 0 or \."),
+        (("11" + "0" * 14,), r"`puzzle` must have a solution, got 110+: the digits at row 1 column 1, row 1 column 2"),
+        (("1230000400000000",), r"`puzzle` must have a solution, got 1230000400000000: its givens allow none"),
+        ((WRITTEN, 4), r"`size` and `num_empty` are for a new puzzle, got 4 and None beside a given one"),
+    ],
+)
+def test_a_puzzle_that_cannot_be_solved_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        puzzle_to_solve(*options)
