@@ -1,6 +1,6 @@
 """Train the bundled model, one stage a recipe; started again, it goes on from the last checkpoint.
 
-    python examples/llada_tiny/learn.py --config recipes/tiny-first.yaml --facts runs/tiny-facts
+    python examples/llada_tiny/learn.py --config examples/llada_tiny/first.yaml --facts runs/tiny-facts
 
 Every row of the data is a function of its number, so that nothing but the recipe decides what is learnt, and a training
 that was killed and resumed ends with the same weights as one that was not.
@@ -31,17 +31,19 @@ from llada_core.tokenization import prepare_tokenizer
 from llada_training import LLaDAPretrainingConfig, LLaDAPretrainingTrainer
 from llada_training.checkpoints import last_checkpoint
 from llada_training.noise import IGNORE_INDEX
-from llada_training.puzzles import make_sudokus
+from llada_training.puzzles import MISSING, MissingDigits, make_sudokus
 from modeling_llada import LLaDAConfig, LLaDAModelLM
 
 # Kinds of the batches of a stage, in turn.
 PLANS = {
-    "tiny-first": ("answer", "sudoku-6", "answer", "sum", "answer", "sudoku-6", "answer", "sudoku-4"),
-    "tiny-last": (
+    "first": ("answer", "sudoku-6", "answer", "sum", "answer", "sudoku-6", "answer", "sudoku-4"),
+    "last": (
         *("answer", "sudoku-6", "sudoku-6", "sudoku-6", "answer", "sudoku-6", "sudoku-6", "sum"),
         *("answer", "sudoku-6", "sudoku-6", "sudoku-6", "answer", "sudoku-6", "sudoku-6", "sudoku-4"),
     ),
 }
+# More rows than a stage has; a multiple of every batch size.
+ROWS_OF_A_STAGE = 2**30
 # Puzzles solved now and then to see how the training goes; they are of the training split.
 LOOK_EVERY, LOOKED_AT, LOOK_SEED = 500, 48, 1
 NUM_EMPTY = {4: 10, 6: 24}
@@ -56,12 +58,18 @@ class Rows(Dataset):
         batch_size: rows of a batch.
         num_rows: rows in all.
         encode: kind and number of a row of this kind to `input_ids` and `labels`.
+        first: number of the first row of each kind, so that stages see different ones.
     """
 
     def __init__(
-        self, plan: tuple[str, ...], batch_size: int, num_rows: int, encode: Callable[[str, int], dict[str, list[int]]]
+        self,
+        plan: tuple[str, ...],
+        batch_size: int,
+        num_rows: int,
+        encode: Callable[[str, int], dict[str, list[int]]],
+        first: int = 0,
     ):
-        self.plan, self.batch_size, self.num_rows, self.encode = plan, batch_size, num_rows, encode
+        self.plan, self.batch_size, self.num_rows, self.encode, self.first = plan, batch_size, num_rows, encode, first
 
     def __len__(self) -> int:
         return self.num_rows
@@ -71,7 +79,7 @@ class Rows(Dataset):
         turn, part = divmod(batch, len(self.plan))
         kind = self.plan[part]
         before = turn * self.plan.count(kind) + self.plan[:part].count(kind)
-        return {**self.encode(kind, before * self.batch_size + place), "example_id": number}
+        return {**self.encode(kind, self.first + before * self.batch_size + place), "example_id": number}
 
 
 @dataclass
@@ -87,12 +95,17 @@ class Encoder:
             return self.answers.encode(number, self.tokenizer, self.batch_size)
         return self.puzzle(grids.training_row(kind, number))
 
-    def puzzle(self, row: grids.Row) -> dict[str, list[int]]:
+    def puzzle(self, row: MissingDigits) -> dict[str, list[int]]:
         """A puzzle: a token for each character, but one for its heading."""
-        encoded = self.tokenizer(row.text, return_offsets_mapping=True, add_special_tokens=False)
-        asked = [row.is_asked[start] for start, _ in encoded["offset_mapping"]]
-        ids = encoded["input_ids"]
-        return {"input_ids": ids, "labels": [token if a else IGNORE_INDEX for token, a in zip(ids, asked)]}
+        texts = as_texts(row, self.tokenizer)
+        ids, asked = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+        mask = self.tokenizer.mask_token_id
+        return {"input_ids": ids, "labels": [i if a == mask else IGNORE_INDEX for i, a in zip(ids, asked)]}
+
+
+def as_texts(row: MissingDigits, tokenizer: Any) -> tuple[str, str]:
+    """Solution, and puzzle with mask tokens."""
+    return row.solution, row.puzzle.replace(MISSING, tokenizer.mask_token)
 
 
 class InOrder(LLaDAPretrainingTrainer):
@@ -129,18 +142,18 @@ class Look(TrainerCallback):
 
 
 @torch.no_grad()
-def solved_share(model: Any, tokenizer: Any, rows: list[grids.Row], **options: Any) -> float:
+def solved_share(model: Any, tokenizer: Any, rows: list[MissingDigits], **options: Any) -> float:
     """Share of the puzzles that are filled in without a mistake; `options` are those of `infill`."""
     return sum(solved(model, tokenizer, rows, **options)) / len(rows)
 
 
-def solved(model: Any, tokenizer: Any, rows: list[grids.Row], **options: Any) -> list[bool]:
+def solved(model: Any, tokenizer: Any, rows: list[MissingDigits], **options: Any) -> list[bool]:
     """Which puzzles are filled in without a mistake."""
-    texts = [row.puzzle.replace(grids.GLYPH, tokenizer.mask_token) for row in rows]
+    texts = [as_texts(row, tokenizer)[1] for row in rows]
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     filled = model.infill(batch["input_ids"], attention_mask=batch["attention_mask"], **options)
     found = tokenizer.batch_decode(filled, skip_special_tokens=True)
-    return [text == row.text for text, row in zip(found, rows)]
+    return [text == row.solution for text, row in zip(found, rows)]
 
 
 def main() -> None:
@@ -157,7 +170,9 @@ def main() -> None:
     model = first_model(config, tokenizer)
     size = config.per_device_train_batch_size
     num_rows = config.max_steps * config.gradient_accumulation_steps * size
-    rows = Rows(PLANS[path.stem], size, num_rows, Encoder(tokenizer, answers, size))
+    rows = Rows(
+        PLANS[path.stem], size, num_rows, Encoder(tokenizer, answers, size), (config.seed - 1) * ROWS_OF_A_STAGE
+    )
     look = Look(tokenizer, answers)
     trainer = InOrder(model, config, rows, processing_class=tokenizer, callbacks=[look])
     look.trainer = trainer
