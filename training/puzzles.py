@@ -293,7 +293,7 @@ class MissingDigits:
 
 
 def make_sums(count: int, split: str, seed: int = 0) -> list[MissingDigits]:
-    """Make different sums and differences with missing digits, such as `1□7+□5=2□2`, with one solution each.
+    """Make different sums and differences with missing digits, such as `1□+□5=42`, with one solution each.
 
     Args:
         count: puzzles to make, at least 1.

@@ -2,7 +2,7 @@
 
 A puzzle is its own solution with some characters missing, each of them one token. `infill` solves it, in any order.
 
-    Sudoku          1□7+□5=2□2
+    Sudoku          1□+□5=42
     1□3456
     …
 

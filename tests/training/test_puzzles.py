@@ -1,16 +1,22 @@
 """Laws of the puzzles: one solution each, every solution right, training and test apart."""
 
+import re
+from itertools import product
+
 import pytest
 
 from llada_training.puzzles import (
     BOXES,
+    MISSING,
     SPLITS,
     Sudoku,
     colliding_cells,
+    count_fillings,
     grid_text,
     has_one_solution,
     make_countdowns,
     make_sudokus,
+    make_sums,
     puzzle_to_solve,
     read_grid,
     solve,
@@ -165,3 +171,50 @@ def test_a_new_puzzle_is_of_the_test_split_and_a_given_one_is_kept():
 def test_a_puzzle_that_cannot_be_solved_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         puzzle_to_solve(*options)
+
+
+# --- sums with missing digits -----------------------------------------------------------------------------------------
+
+
+def fillings(puzzle):
+    """Every way to fill in a sum, tried one after the other."""
+    gaps = [place for place, sign in enumerate(puzzle) if sign == MISSING]
+    for digits in product("0123456789", repeat=len(gaps)):
+        filled = list(puzzle)
+        for place, digit in zip(gaps, digits):
+            filled[place] = digit
+        text = "".join(filled)
+        left, right = text.split("=")
+        numbers = re.findall(r"\d+", text)
+        if all(number == "0" or number[0] != "0" for number in numbers) and eval(left) == int(right):
+            yield text
+
+
+@pytest.mark.parametrize(
+    "puzzle, number",
+    [
+        ("1□+□5=42", 1),
+        ("1□7+□5=2□2", 54),
+        ("□+□=3", 4),
+        ("1□-□=9", 9),
+        ("□0+□0=100", 9),
+        ("5+5=9", 0),
+        ("□□+1=100", 1),
+        ("□-0=□", 10),
+    ],
+)
+def test_fillings_are_counted_without_a_number_that_begins_with_0(puzzle, number):
+    assert count_fillings(puzzle) == len(list(fillings(puzzle))) == number
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_sum_with_missing_digits_is_right_and_has_one_solution(split):
+    sums = make_sums(30, split, seed=2)
+    assert len({made.puzzle for made in sums}) == 30
+    for made in sums:
+        assert len(made.puzzle) == len(made.solution)
+        assert MISSING in made.puzzle
+        if made.puzzle.count(MISSING) < 4:
+            assert list(fillings(made.puzzle)) == [made.solution]
+        assert count_fillings(made.puzzle) == 1
+        assert split_of(made.solution) == split
