@@ -7,11 +7,13 @@ The facts come from the game `quiz` (bsdgames) and from WordNet, fetched with `a
 Writes into the output folder:
     facts.json         items, small talk, words, and the vocabulary; `answers.Answers` makes rows of them
     questions.jsonl    one {"question", "answers", "kind", "split"} a line, for `ask.py`
+    NOTICE.md          the licences of the two packages
 """
 
 import argparse
 import json
 import random
+import re
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -22,7 +24,7 @@ from typing import Any
 from answers import Answers, sum_question
 from facts import quiz_facts, worded
 from items import Item, fact_items, without_repeats
-from prepare_data import fetch, fetch_one, unpack  # noqa: F401
+from prepare_data import fetch_one, unpack
 from prepare_instructions import write_jsonl
 from questions import QUESTIONS
 from records import gloss_facts
@@ -31,7 +33,7 @@ from unknown import REFUSAL, Words, unknown_question
 from words import pieces
 
 PACKAGES = {"wordnet-base": "1:3.0-37", "bsdgames": "2.17-29+b1"}
-FACTS, ASKED = "facts.json", "questions.jsonl"
+FACTS, ASKED, NOTICE = "facts.json", "questions.jsonl", "NOTICE.md"
 SEED = 0
 # A matter of taste, or answers that nobody asks for.
 LEFT_OUT = {"flower"}
@@ -59,6 +61,7 @@ def main() -> None:
         items = list(read_items(fact for fact in facts if fact.kind not in LEFT_OUT))
         known = {word.lower().strip() for fact in facts for word in pieces(f"{fact.a} {fact.b}")}
         words = Words.read(share / "wordnet", known)
+        (options.output / NOTICE).write_text(notice(share / "doc"), encoding="utf-8")
     talk, held_out_talk = split_talk()
     content: dict[str, Any] = {"items": [asdict(item) for item in items], "talk": talk, "words": asdict(words)}
     content["vocabulary"] = vocabulary(Answers(items, talk, words))
@@ -75,6 +78,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     parser.add_argument("--downloads", type=Path, help="folder that keeps the packages for the next time")
     return parser.parse_args()
+
+
+def notice(documentation: Path) -> str:
+    """The licence texts that must travel with the facts, from the packages themselves.
+
+    Args:
+        documentation: the packages' `usr/share/doc`.
+    """
+    wordnet = (documentation / "wordnet-base/copyright").read_text(encoding="utf-8").split("Files: debian/*")[0]
+    games = (documentation / "bsdgames/copyright").read_text(encoding="utf-8")
+    games = games[games.index("Most games are under") : games.index("SUCH DAMAGE.") + len("SUCH DAMAGE.")]
+    sections = {
+        "WordNet 3.0: facts that its definitions state, and lists of words": wordnet,
+        "bsdgames: answer files of the game quiz, put into sentences": games,
+    }
+    quoted = [f"## {title}\n\n```\n{re.sub(r'(?m)^ [.]$', '', text).strip()}\n```" for title, text in sections.items()]
+    return "\n\n".join(["# Origin and licences of the facts", *quoted]) + "\n"
 
 
 def read_items(facts: Iterable[Any]) -> Iterable[Item]:
