@@ -310,13 +310,27 @@ def test_both_directions_of_a_fact_are_answered_by_one_sentence(tiny) -> None:
     assert answers["opposite"] == answers["opposite, backward"] == "The opposite of hot is cold."
 
 
+def test_a_fact_is_stated_in_both_orders_and_a_withheld_one_in_the_order_that_is_asked(tiny) -> None:
+    facts = [tiny.facts.Fact("capital", f"Land{n}", f"Town{n}") for n in range(40)]
+    withheld = {item.answer for item in tiny.prepare_facts.read_items(facts) if item.split == "reversed"}
+    stated = tiny.prepare_facts.statements(facts)
+    assert withheld < set(stated)
+    for number in range(40):
+        forward, backward = (
+            f"The capital of Land{number} is Town{number}.",
+            f"Town{number} is the capital of Land{number}.",
+        )
+        assert forward in stated
+        assert (backward in stated) == (forward not in withheld)
+
+
 def test_a_withheld_question_is_in_no_row_of_the_training(tiny) -> None:
     facts = [tiny.facts.Fact("capital", f"Land{n}", f"Town{n}") for n in range(40)]
     items = [item for item in tiny.prepare_facts.read_items(facts) if item.kind.startswith("capital")]
     withheld = {item.accepted[0] for item in items if item.split == "reversed"}
     assert withheld
     words = tiny.unknown.Words(("stone", "cloud", "glass"), ("carry", "break"), ("green", "tall"))
-    stream = tiny.answers.Answers([*items], [[["Hello!"], "Hi!"]], words)
+    stream = tiny.answers.Answers(items, [[["Hello!"], "Hi!"]], words, [item.answer for item in items])
     stream.by_kind |= dict.fromkeys((*tiny.answers.NAMED, "chemical symbol", "atomic number"), items[:2])
     asked = [stream.conversation(random.Random(number))[0] for number in range(1500)]
     backward = [text for text in asked if "Town" in text and "Land" not in text]
@@ -349,7 +363,7 @@ def test_an_answer_is_asked_for_up_to_the_end_of_its_canvas(tiny) -> None:
     tokenizer = tokenizer_of(tiny, WORDS)
     item = items_of(tiny, ("France", "Paris"))["capital"]
     words = tiny.unknown.Words(("stone",), ("carry",), ("green",))
-    stream = tiny.answers.Answers([item], [[["Hello!"], "Hi!"]], words)
+    stream = tiny.answers.Answers([item], [[["Hello!"], "Hi!"]], words, [item.answer])
     stream.by_kind |= {kind: [item] for kind in (*tiny.answers.NAMED, "chemical symbol", "atomic number")}
     rows = [stream.encode(number, tokenizer, 8) for number in range(24)]
     for row in rows:

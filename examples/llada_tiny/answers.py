@@ -19,7 +19,7 @@ SHARES = {"fact": 60, "unknown": 16, "talk": 10, "sum": 8, "two facts": 6}
 # Share of the rows in which the question may be masked too, and of those that are a sentence without a conversation.
 WHOLE_SHARE, PLAIN_SHARE = 0.3, 0.2
 # Tokens of the rows of a batch: end-of-text fills them up, as it fills a canvas.
-ROW_LENGTHS = (32, 40, 48, 56)
+ROW_LENGTHS = (32, 40, 48, 60)
 MAX_CANVAS = 32
 # Kinds whose questions name what they ask for, so that a made-up name makes them unanswerable.
 NAMED = (
@@ -42,15 +42,15 @@ class Answers:
         items: facts, those that are withheld included.
         talk: wordings and the answer to each of them.
         words: for questions without an answer.
+        sentences: that stand alone, so that either end of a fact may be filled in.
     """
 
-    def __init__(self, items: Sequence[Item], talk: Sequence[Any], words: Words):
-        self.items, self.talk, self.words = items, talk, words
+    def __init__(self, items: Sequence[Item], talk: Sequence[Any], words: Words, sentences: Sequence[str]):
+        self.items, self.talk, self.words, self.sentences = items, talk, words, sentences
         self.trained = [item for item in items if item.trained]
         self.by_kind: dict[str, list[Item]] = defaultdict(list)
         for item in self.trained:
             self.by_kind[item.kind].append(item)
-        self.sentences = sorted({item.answer for item in self.trained})
 
     @classmethod
     def read(cls, path: Path) -> "Answers":
@@ -59,7 +59,8 @@ class Answers:
         items = [
             Item(**{n: tuple(v) if isinstance(v, list) else v for n, v in item.items()}) for item in content["items"]
         ]
-        return cls(items, content["talk"], Words(*(tuple(words) for words in content["words"].values())))
+        words = Words(*(tuple(words) for words in content["words"].values()))
+        return cls(items, content["talk"], words, content["sentences"])
 
     def conversation(self, generator: random.Random) -> list[str]:
         """Turns of the user and of the assistant; a single one is a sentence without a conversation."""

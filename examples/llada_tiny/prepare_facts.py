@@ -58,13 +58,14 @@ def main() -> None:
         ]
         share = unpack(packages, Path(scratch) / "unpacked") / "usr/share"
         facts = [*gloss_facts(share / "wordnet"), *quiz_facts(share / "games/bsdgames/quiz")]
-        items = list(read_items(fact for fact in facts if fact.kind not in LEFT_OUT))
+        kept = [fact for fact in facts if fact.kind not in LEFT_OUT]
+        items, sentences = list(read_items(kept)), statements(kept)
         known = {word.lower().strip() for fact in facts for word in pieces(f"{fact.a} {fact.b}")}
         words = Words.read(share / "wordnet", known)
         (options.output / NOTICE).write_text(notice(share / "doc"), encoding="utf-8")
     talk, held_out_talk = split_talk()
-    content: dict[str, Any] = {"items": [asdict(item) for item in items], "talk": talk, "words": asdict(words)}
-    content["vocabulary"] = vocabulary(Answers(items, talk, words))
+    content: dict[str, Any] = {"items": [asdict(item) for item in items], "sentences": sentences, "talk": talk}
+    content |= {"words": asdict(words), "vocabulary": vocabulary(Answers(items, talk, words, sentences))}
     (options.output / FACTS).write_text(json.dumps(content, indent=0, ensure_ascii=False), encoding="utf-8")
     questions = evaluation_questions(items, held_out_talk, words)
     write_jsonl(questions, options.output / ASKED)
@@ -129,6 +130,11 @@ def read_items(facts: Iterable[Any]) -> Iterable[Item]:
             )  # fmt: skip
 
 
+def statements(facts: Iterable[Any]) -> list[str]:
+    """Sentences that state the facts, in both orders; of a fact that is withheld backward, in the one alone."""
+    return sorted({item.answer for item in without_repeats(fact_items(facts)) if item.trained})
+
+
 def split_talk() -> tuple[list[Any], list[Any]]:
     """Small talk to train on; and one wording to ask of each that has four, with its answer."""
     trained, held_out = [], []
@@ -146,6 +152,7 @@ def vocabulary(answers: Answers) -> list[str]:
         for turn in answers.conversation(random.Random(f"scan {number}")):
             counts.update(pieces(turn))
     always = {"Sudoku", "user", "assistant", "system"}
+    always |= {piece for text in answers.sentences for piece in pieces(text)}
     always |= {piece for item in answers.items for piece in pieces(item.answer)}
     chosen = {piece for piece, count in counts.items() if count >= MIN_COUNT} | always
     # Single characters are bytes already, and a made-up name is none to know.
