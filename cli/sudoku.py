@@ -47,7 +47,7 @@ def solve_puzzle(
         Whether every row, column and box holds each digit once.
 
     Raises:
-        ValueError: for options that contradict each other, and a model without a token for every digit.
+        ValueError: for options that contradict each other, and a model that has not learnt grids.
         OSError, ImportError: for an animation that cannot be written.
     """
     path = None if animate is None else check_path(animate)
@@ -88,25 +88,25 @@ def encode_grid(checkpoint: Checkpoint, cells: str) -> tuple[list[int], list[int
     """The ids of `puzzles.grid_text` with masks in the empty cells, and the column of each cell.
 
     Raises:
-        ValueError: if a digit is not a token of its own.
+        ValueError: if the heading or a digit is not a token of its own, as in a model that has not learnt grids.
     """
     tokenizer, size = checkpoint.tokenizer, side_of(cells)
 
-    def ids_of(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def id_of(text: str) -> int:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ValueError(
+                f"`--model` must have learnt grids, but {text!r} is {len(ids)} of its tokens; train such a model with "
+                "examples/llada_tiny/train.sh, and pass `--model runs/llada-tiny`."
+            )
+        return int(ids[0])
 
-    ids, columns = ids_of(SUDOKU_HEADING), []
+    ids, columns = [id_of(SUDOKU_HEADING)], []
     for place, cell in enumerate(cells):
         if place % size == 0:
-            ids += ids_of("\n")
-        token = [tokenizer.mask_token_id] if cell == EMPTY else ids_of(cell)
-        if len(token) != 1:
-            raise ValueError(
-                f"`--model` must have a token for every digit, but {cell!r} is {len(token)} of its tokens; "
-                "take the bundled model."
-            )
+            ids.append(id_of("\n"))
         columns.append(len(ids))
-        ids += token
+        ids.append(tokenizer.mask_token_id if cell == EMPTY else id_of(cell))
     return ids, columns
 
 

@@ -9,7 +9,8 @@ here=examples/llada_tiny
 python=${PYTHON:-.venv/bin/python}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 mkdir -p "$runs"
-test -e "$runs/tiny-facts/facts.json" || "$python" $here/prepare_facts.py --output "$runs/tiny-facts"
+# The questions are written last.
+test -e "$runs/tiny-facts/questions.jsonl" || "$python" $here/prepare_facts.py --output "$runs/tiny-facts"
 for stage in first last baseline; do
     # The weights beside the checkpoints are written at the end of a stage.
     test -e "$runs/tiny-$stage/model.safetensors" && continue
