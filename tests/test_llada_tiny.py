@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "llada_tiny"
 REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"
 MODULES = (
-    "answers", "ask", "facts", "grids", "instructions", "items", "learn", "prepare_facts", "questions", "records",
-    "small_talk", "unknown", "words",
+    "answers", "ask", "facts", "finish", "grids", "instructions", "items", "learn", "prepare_facts", "questions",
+    "records", "small_talk", "unknown", "words",
 )  # fmt: skip
 
 
@@ -375,3 +375,16 @@ def test_an_answer_is_asked_for_up_to_the_end_of_its_canvas(tiny) -> None:
             assert answer.endswith("<|eot_id|>" + "<|endoftext|>" * (answer.count("<|endoftext|>")))
             assert "<|endoftext|>" in answer
     assert rows == [stream.encode(number, tokenizer, 8) for number in range(24)]
+
+
+def test_the_curve_shows_the_loss_and_what_was_solved_on_the_way(tiny) -> None:
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "solved_6x6": 0.5, "right_facts": 0.25}]
+    left, right = tiny.finish.draw_curve(history).axes
+    assert left.lines[0].get_ydata().tolist() == [2.0, 1.0]
+    assert {line.get_label(): line.get_ydata().tolist() for line in right.lines} == {"6x6 Sudoku": [50], "facts": [25]}
+    assert tiny.finish.draw_curve(history[:2]).axes[1].get_legend() is None
+
+
+def test_a_share_is_said_with_its_standard_error(tiny) -> None:
+    found = tiny.finish.share([True, True, False, False])
+    assert (found.value, found.standard_error) == (0.5, 0.25)

@@ -50,6 +50,8 @@ SPLITS = {
     "unseen": "sums of two numbers that were not trained",
     "unknown": "questions it cannot know, met by a refusal",
 }
+# The same questions by kind, without those of the split "trained".
+OF_KIND = "of these, "
 ASKED_FIRST = (
     "What is the capital of Japan?", "Which country has Lisbon as its capital?",
     "What is the chemical symbol for iron?", "What is the largest planet in the solar system?",
@@ -58,6 +60,8 @@ ASKED_FIRST = (
     "Why is the sky blue?", "Who wrote Hamlet?",
 )  # fmt: skip
 INFILLED = ("The capital of□ is Rome.", "□ is the capital of Portugal.", "The opposite of□ is cold.", "1□+□5=42")
+# Options of pre-training on text that the rows of this training leave no room for.
+WITHOUT_EFFECT = ("sequence_length", "random_length_probability", "num_train_epochs", "bf16", "save_dtype")
 LIMITS = (
     "It is a demonstration and a test object. It knows the facts of a quiz, a few sentences about itself, and puzzles; "
     "it does not write, and it does not know what a word means.",
@@ -150,7 +154,7 @@ def evaluate(
     for kind in sorted({entry["kind"] for entry in asked}):
         found = [entry["right"] for entry in asked if entry["kind"] == kind and entry["split"] != "trained"]
         if found:
-            scores[f"{kind}, not trained so"] = share(found)
+            scores[f"{OF_KIND}{kind}"] = share(found)
     return scores | demo_scores(model, tokenizer), asked
 
 
@@ -200,7 +204,8 @@ def draw_curve(history: list[dict[str, Any]]) -> Any:
         if found:
             right.plot(*zip(*found), marker="o", markersize=3, linewidth=1, label=label)
     right.set(xlabel="step", ylabel="right (%)", ylim=(-3, 103), title="48 training puzzles or facts of each kind")
-    right.legend()
+    if right.lines:
+        right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
     return figure
@@ -226,7 +231,9 @@ def card_variables(
             "python examples/llada_tiny/learn.py --config examples/llada_tiny/first.yaml",
             "python examples/llada_tiny/learn.py --config examples/llada_tiny/last.yaml",
         ],
-        "training_arguments": options_shown(stages),
+        "training_arguments": {
+            name: value for name, value in options_shown(stages).items() if name not in WITHOUT_EFFECT
+        },
         "training_steps": sum(stage.num_steps for stage in stages),
         "training_tokens": count_tokens(stages),
         "compute": f"{options.machine}; {stages[-1].date}.",
