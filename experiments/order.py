@@ -102,7 +102,7 @@ def measure(model: Any, tokenizer: Any, puzzles: Sequence[MissingDigits], option
 @torch.no_grad()
 def measure_baseline(model: Any, tokenizer: Any, puzzles: Sequence[MissingDigits]) -> Outcome:
     """Let an autoregressive model write each solution after its puzzle, greedily."""
-    num_solved = 0
+    num_solved, num_passes = 0, 0
     for puzzle in puzzles:
         prompt, whole = (causal_text(puzzle, tokenizer, with_solution=solved) for solved in (False, True))
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -111,8 +111,8 @@ def measure_baseline(model: Any, tokenizer: Any, puzzles: Sequence[MissingDigits
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(wanted) - ids.shape[1], do_sample=False
         )
         num_solved += found[0].tolist() == wanted
-    length = sum(len(puzzle.solution) for puzzle in puzzles) / len(puzzles)
-    return Outcome(proportion_interval(num_solved, len(puzzles)), length)
+        num_passes += found.shape[1] - ids.shape[1]
+    return Outcome(proportion_interval(num_solved, len(puzzles)), num_passes / len(puzzles))
 
 
 def causal_text(puzzle: MissingDigits, tokenizer: Any, with_solution: bool) -> str:
