@@ -192,3 +192,39 @@ app.add_typer(evaluate_app, name="evaluate", rich_help_panel=TRAIN)
 app.add_typer(convert_app, name="convert", rich_help_panel=PUBLISH)
 app.add_typer(export_app, name="export", rich_help_panel=PUBLISH)
 app.command(rich_help_panel=PUBLISH)(push)
+
+
+# Hidden until the bundled model solves puzzles.
+@app.command(hidden=True)
+@reports_errors
+@takes(MODEL_OPTIONS, into="model_options", panel="Model")
+@takes(GENERATION_OPTIONS, into="options", panel="Generation")
+def sudoku(
+    puzzle: Annotated[
+        str | None, typer.Argument(help="Digits row by row, 0 or . for an empty cell; a new puzzle if none is given.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the new puzzle: 4, 6 or 9. Default: 6.")] = None,
+    num_empty: Annotated[int | None, typer.Option(min=1, help="Empty cells of the new puzzle.")] = None,
+    delay: Annotated[float, typer.Option(min=0.0, max=60.0, help="Seconds to wait after each pass.")] = 0.1,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object: puzzle, answer, solved, passes, seconds.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the finished grid alone.")] = False,
+    animate: Animate = None,
+    *,
+    model_options: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """Solve a Sudoku, the surest cell first.
+
+    Filled cells have the colour of their confidence, from red to green; --seed chooses the new puzzle. With
+    --remasking random, cells are filled in any order, and it goes wrong. Exits with 1 if the grid is not right.
+    """
+    from llada_training.puzzles import puzzle_to_solve
+
+    cells = puzzle_to_solve(puzzle, size, num_empty, options.get("seed", 0))
+    from .sudoku import solve_puzzle
+
+    shown: dict[str, Any] = {"delay": delay, "json_lines": json_lines, "quiet": quiet, "animate": animate}
+    if not solve_puzzle(cells, model_options, options, **shown):
+        raise typer.Exit(1)

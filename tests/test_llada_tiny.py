@@ -15,7 +15,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "llada_tiny"
 REFERENCE = ROOT / "tests" / "reference" / "checkpoints" / "mha"
-MODULES = ("ask", "facts", "instructions", "items", "questions", "records", "small_talk")
+MODULES = (
+    "answers", "ask", "facts", "finish", "grids", "instructions", "items", "learn", "prepare_facts", "questions",
+    "records", "small_talk", "unknown", "words",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +233,158 @@ def test_a_stage_of_answers_says_its_command_its_tokens_and_its_hours(tiny, tmp_
         "llada train sft --config recipes/tiny-sft.yaml --learning_rate 0.5",
     ]
     assert stages.options_shown([stage])["eos_fill"] == "batch"
+
+
+# --- whole words, puzzles and refusals --------------------------------------------------------------------------------
+
+WORDS = ["Sudoku", " Tokyo", "Tokyo", " is"]
+
+
+def tokenizer_of(tiny: Any, words: list[str]) -> Any:
+    """The tokenizer of some words, as transformers loads it."""
+    from transformers import PreTrainedTokenizerFast
+
+    from llada_core.tokenization import prepare_tokenizer
+
+    special = {"mask_token": "<|mdm_mask|>", "eos_token": "<|endoftext|>", "bos_token": "<|startoftext|>"}
+    tokenizer = tiny.words.make_tokenizer(words)
+    return prepare_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", **special))
+
+
+def test_a_known_word_is_one_token_and_other_text_goes_by_bytes_and_comes_back(tiny) -> None:
+    tokenizer = tokenizer_of(tiny, WORDS)
+    assert tokenizer.tokenize(" Tokyo is Kyo") == ["ĠTokyo", "Ġis", "Ġ", "K", "y", "o"]
+    for text in ("Tokyo is 12.", "  två\n\nrader 🙂 ", "Sudoku\n1<|mdm_mask|>\n"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_words_are_added_behind_the_ids_that_are_there(tiny) -> None:
+    few, many = (tokenizer_of(tiny, words).get_vocab() for words in (WORDS[:1], WORDS))
+    assert few.items() < many.items()
+    assert [few[token] for token in ("<|endoftext|>", "<|mdm_mask|>", "<|eot_id|>")] == [0, 1, 5]
+    assert len(few) == 6 + 256 + 1
+
+
+def test_a_disguise_keeps_a_puzzle_to_its_rules_and_to_the_training_split(tiny) -> None:
+    from llada_training.puzzles import has_one_solution, make_sudokus, solve, split_of
+
+    [sudoku] = make_sudokus(1, 6, 16, "train", 3)
+    for number in range(4):
+        other = tiny.grids.disguised(sudoku, random.Random(number))
+        assert other.puzzle.count("0") == 16
+        assert list(solve(other.puzzle)) == [other.solution]
+        assert has_one_solution(other.puzzle)
+        assert split_of(other.solution) == "train"
+        assert other != sudoku
+
+
+def test_a_puzzle_asks_for_its_missing_characters_alone(tiny) -> None:
+    from llada_training.puzzles import MissingDigits, Sudoku
+
+    tokenizer = tokenizer_of(tiny, WORDS)
+    encoder = tiny.learn.Encoder(tokenizer, None, 1)
+    grid = tiny.grids.sudoku_row(Sudoku("1" + "0" * 2 + "4341221434321", "1234341221434321"))
+    assert (grid.puzzle, grid.solution) == ("Sudoku\n1□□4\n3412\n2143\n4321", "Sudoku\n1234\n3412\n2143\n4321")
+    row = encoder.puzzle(grid)
+    assert tokenizer.decode(row["input_ids"]) == grid.solution
+    assert len(row["input_ids"]) == 2 + 16 + 3
+    asked = [(place, label) for place, label in enumerate(row["labels"]) if label != -100]
+    assert [(place, tokenizer.decode([label])) for place, label in asked] == [(3, "2"), (4, "3")]
+    labels = encoder.puzzle(MissingDigits("□7+5=2□", "17+5=22"))["labels"]
+    assert tokenizer.decode([label for label in labels if label != -100]) == "12"
+
+
+def test_a_stage_takes_kinds_in_turn_and_leaves_out_no_row_of_any(tiny) -> None:
+    rows = tiny.learn.Rows(("a", "b", "a"), 2, 12, lambda kind, number: {"input_ids": [kind, number]}, first=100)
+    seen = [rows[number]["input_ids"] for number in range(12)]
+    assert seen[:6] == [["a", 100], ["a", 101], ["b", 100], ["b", 101], ["a", 102], ["a", 103]]
+    assert seen[6:8] == [["a", 104], ["a", 105]]
+    assert seen[8:10] == [["b", 102], ["b", 103]]
+    assert [rows[number]["example_id"] for number in range(12)] == list(range(12))
+
+
+def test_both_directions_of_a_fact_are_answered_by_one_sentence(tiny) -> None:
+    facts = [tiny.facts.Fact("capital", "France", "Paris"), tiny.facts.Fact("opposite", "hot", "cold")]
+    answers = {item.kind: item.answer for item in tiny.prepare_facts.read_items(facts)}
+    assert answers["capital"] == answers["capital, backward"] == "The capital of France is Paris."
+    assert answers["opposite"] == answers["opposite, backward"] == "The opposite of hot is cold."
+
+
+def test_a_fact_is_stated_in_both_orders_and_a_withheld_one_in_the_order_that_is_asked(tiny) -> None:
+    facts = [tiny.facts.Fact("capital", f"Land{n}", f"Town{n}") for n in range(40)]
+    withheld = {item.answer for item in tiny.prepare_facts.read_items(facts) if item.split == "reversed"}
+    stated = tiny.prepare_facts.statements(facts)
+    assert withheld < set(stated)
+    for number in range(40):
+        forward, backward = (
+            f"The capital of Land{number} is Town{number}.",
+            f"Town{number} is the capital of Land{number}.",
+        )
+        assert forward in stated
+        assert (backward in stated) == (forward not in withheld)
+
+
+def test_a_withheld_question_is_in_no_row_of_the_training(tiny) -> None:
+    facts = [tiny.facts.Fact("capital", f"Land{n}", f"Town{n}") for n in range(40)]
+    items = [item for item in tiny.prepare_facts.read_items(facts) if item.kind.startswith("capital")]
+    withheld = {item.accepted[0] for item in items if item.split == "reversed"}
+    assert withheld
+    words = tiny.unknown.Words(("stone", "cloud", "glass"), ("carry", "break"), ("green", "tall"))
+    stream = tiny.answers.Answers(items, [[["Hello!"], "Hi!"]], words, [item.answer for item in items])
+    stream.by_kind |= dict.fromkeys((*tiny.answers.NAMED, "chemical symbol", "atomic number"), items[:2])
+    asked = [stream.conversation(random.Random(number))[0] for number in range(1500)]
+    backward = [text for text in asked if "Town" in text and "Land" not in text]
+    assert backward
+    for land in withheld:
+        assert not any(f"Town{land.removeprefix('Land')}?" in text for text in backward)
+
+
+def test_what_cannot_be_known_is_refused_and_the_evaluation_asks_it_in_other_words(tiny) -> None:
+    unknown = tiny.unknown
+    assert set(unknown.TRAINED).isdisjoint(unknown.HELD_OUT)
+    for number in range(20):
+        names = [unknown.made_up_name(random.Random(number), held_out) for held_out in (False, True)]
+        assert [all(map(unknown.is_held_out, name.split())) for name in names] == [False, True]
+
+
+def test_a_sum_is_answered_by_the_whole_sum_and_test_sums_are_not_trained(tiny) -> None:
+    from llada_training.puzzles import split_of
+
+    for split in ("train", "test"):
+        for number in range(10):
+            question, answer = tiny.answers.sum_question(random.Random(number), split)
+            left, right = answer.removesuffix(".").split("=")
+            assert eval(left) == int(right)
+            assert split_of(answer.removesuffix(".")) == split
+            assert all(term in question for term in left.replace("-", "+").split("+"))
+
+
+def test_an_answer_is_asked_for_up_to_the_end_of_its_canvas(tiny) -> None:
+    tokenizer = tokenizer_of(tiny, WORDS)
+    item = items_of(tiny, ("France", "Paris"))["capital"]
+    words = tiny.unknown.Words(("stone",), ("carry",), ("green",))
+    stream = tiny.answers.Answers([item], [[["Hello!"], "Hi!"]], words, [item.answer])
+    stream.by_kind |= {kind: [item] for kind in (*tiny.answers.NAMED, "chemical symbol", "atomic number")}
+    rows = [stream.encode(number, tokenizer, 8) for number in range(24)]
+    for row in rows:
+        assert len(row["input_ids"]) == len(row["labels"])
+        assert all(label in (-100, token) for token, label in zip(row["input_ids"], row["labels"]))
+        text = tokenizer.decode(row["input_ids"])
+        if text.startswith("<|startoftext|>"):
+            answer = tokenizer.decode([label for label in row["labels"] if label != -100])
+            assert answer.endswith("<|eot_id|>" + "<|endoftext|>" * (answer.count("<|endoftext|>")))
+            assert "<|endoftext|>" in answer
+    assert rows == [stream.encode(number, tokenizer, 8) for number in range(24)]
+
+
+def test_the_curve_shows_the_loss_and_what_was_solved_on_the_way(tiny) -> None:
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "solved_6x6": 0.5, "right_facts": 0.25}]
+    left, right = tiny.finish.draw_curve(history).axes
+    assert left.lines[0].get_ydata().tolist() == [2.0, 1.0]
+    assert {line.get_label(): line.get_ydata().tolist() for line in right.lines} == {"6x6 Sudoku": [50], "facts": [25]}
+    assert tiny.finish.draw_curve(history[:2]).axes[1].get_legend() is None
+
+
+def test_a_share_is_said_with_its_standard_error(tiny) -> None:
+    found = tiny.finish.share([True, True, False, False])
+    assert (found.value, found.standard_error) == (0.5, 0.25)

@@ -1,7 +1,7 @@
-"""Puzzles whose answers a program can check: Sudoku of three sizes, and Countdown.
+"""Puzzles whose answers a program can check: Sudoku of three sizes, sums with missing digits, and Countdown.
 
-Training and test puzzles differ by construction: a hash of what is asked for (the solved grid; numbers and target)
-says to which split a puzzle belongs, so that neither seeds nor counts can mix them.
+Training and test puzzles differ by construction: a hash of what is asked for (the solved grid; the whole sum; numbers
+and target) says to which split a puzzle belongs, so that neither seeds nor counts can mix them.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import product
 
 SPLITS = ("train", "test")
 # One of so many goes to the test split.
@@ -18,6 +19,16 @@ TEST_SHARE = 8
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 # Stands for an empty cell.
 EMPTY = "0"
+# Empty cells of a new puzzle, by the side of its grid.
+NUM_EMPTY = {4: 10, 6: 22, 9: 45}
+# How people write an empty cell, and what they put around cells.
+EMPTY_SIGNS, DECORATION = "0._□?-*", " \t\r\n|+│─┼,;/"
+# Stands above a grid where a model fills in its empty cells in place.
+SUDOKU_HEADING = "Sudoku"
+# Stands for a missing digit.
+MISSING = "□"
+# Digits of the largest number in a sum that is made here, before it is added.
+MAX_DIGITS = 3
 # Tries to make one puzzle before its options are called impossible.
 MAX_TRIES = 1000
 SUDOKU_PROMPT = (
@@ -115,6 +126,78 @@ def _try_sudoku(size: int, num_empty: int, split: str, generator: random.Random)
     return None
 
 
+def grid_text(cells: str, empty: str = EMPTY) -> str:
+    """A grid as the bundled model reads it: a heading, and a line for each row of cells.
+
+    Args:
+        cells: digits row by row, `0` where a cell is empty.
+        empty: what stands for an empty cell, such as a mask token.
+    """
+    size = side_of(cells)
+    lines = [cells[start : start + size].replace(EMPTY, empty) for start in range(0, size**2, size)]
+    return "\n".join([SUDOKU_HEADING, *lines])
+
+
+def read_grid(text: str) -> str:
+    """The cells of a grid as people write it: spaces, lines between boxes and the heading are left out.
+
+    Args:
+        text: a digit for each cell, row by row; `0`, `.`, `_`, `□`, `?`, `-` or `*` where it is empty.
+
+    Returns:
+        Digits, `0` where a cell is empty.
+
+    Raises:
+        ValueError: for another number of cells, or a cell that is no digit of the grid.
+    """
+    signs = [sign for sign in text.removeprefix(SUDOKU_HEADING) if sign not in DECORATION]
+    cells = "".join(EMPTY if sign in EMPTY_SIGNS else sign for sign in signs)
+    size = side_of(cells)
+    for sign in cells:
+        _digit(sign, size)
+    return cells
+
+
+def puzzle_to_solve(puzzle: str | None, size: int | None = None, num_empty: int | None = None, seed: int = 0) -> str:
+    """The cells of a puzzle that somebody wrote, or of one made here, of the split that no model trains on.
+
+    Args:
+        puzzle: as `read_grid` takes it; None makes one.
+        size, num_empty: of a new puzzle; None takes 6 and `NUM_EMPTY`.
+        seed: of a new puzzle.
+
+    Raises:
+        ValueError: for a puzzle without an empty cell or without a solution, and for options that do not go together.
+    """
+    if puzzle is None:
+        size = 6 if size is None else size
+        num_empty = NUM_EMPTY.get(size, 1) if num_empty is None else num_empty
+        return make_sudokus(1, size, num_empty, "test", seed)[0].puzzle
+    if size is not None or num_empty is not None:
+        raise ValueError(
+            f"`size` and `num_empty` are for a new puzzle, got {size} and {num_empty} beside a given one; leave them "
+            "out, or the puzzle."
+        )
+    cells = read_grid(puzzle)
+    if EMPTY not in cells:
+        raise ValueError(f"`puzzle` must have an empty cell, got {cells}; write 0 or . where one is to be filled in.")
+    if next(solve(cells), None) is None:
+        side = side_of(cells)
+        places = [f"row {cell // side + 1} column {cell % side + 1}" for cell in colliding_cells(cells)]
+        reason = f"the digits at {', '.join(places)} collide" if places else "its givens allow none"
+        raise ValueError(f"`puzzle` must have a solution, got {cells}: {reason}.")
+    return cells
+
+
+def colliding_cells(cells: str) -> list[int]:
+    """The cells whose digit stands once more in their row, column or box, in order; empty cells collide with none."""
+    return [
+        cell
+        for cell, others in enumerate(_neighbours(side_of(cells)))
+        if cells[cell] != EMPTY and any(cells[other] == cells[cell] for other in others)
+    ]
+
+
 def has_one_solution(puzzle: str) -> bool:
     """Whether a puzzle has a solution and no second one."""
     solutions = solve(puzzle)
@@ -191,6 +274,99 @@ def _digit(character: str, size: int) -> int:
     if character not in "0123456789"[: size + 1]:
         raise ValueError(f"`puzzle` must hold digits from 0 to {size} alone, got {character!r}.")
     return int(character)
+
+
+# --- sums with missing digits -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MissingDigits:
+    """A text that is its own solution, with characters missing.
+
+    Attributes:
+        puzzle: with `MISSING` for each missing character.
+        solution: the whole text, as long.
+    """
+
+    puzzle: str
+    solution: str
+
+
+def make_sums(count: int, split: str, seed: int = 0) -> list[MissingDigits]:
+    """Make different sums and differences with missing digits, such as `1□+□5=42`, with one solution each.
+
+    Args:
+        count: puzzles to make, at least 1.
+        split: `train` or `test`; the whole sum decides.
+        seed: of the draws.
+
+    Raises:
+        ValueError: for another split.
+    """
+    _check_split(split)
+    generator, made = random.Random(f"{seed} sums {split}"), dict[str, MissingDigits]()
+    while len(made) < count:
+        drawn = random_sum(generator, split)
+        made.setdefault(drawn.puzzle, drawn)
+    return list(made.values())
+
+
+def random_sum(generator: random.Random, split: str) -> MissingDigits:
+    """A sum or difference of numbers up to 999, of which so many digits are missing that one solution is left."""
+    while True:
+        one, other = (_random_number(generator) for _ in range(2))
+        text = f"{one}+{other}={one + other}" if generator.random() < 0.5 else f"{one + other}-{other}={one}"
+        if split_of(text) == split:
+            break
+    places = [place for place, character in enumerate(text) if character.isdigit()]
+    generator.shuffle(places)
+    wanted, missing = generator.randint(1, len(places)), set[int]()
+    for place in places:
+        if len(missing) == wanted:
+            break
+        if count_fillings(_without(text, missing | {place})) == 1:
+            missing.add(place)
+    return MissingDigits(_without(text, missing), text)
+
+
+def count_fillings(puzzle: str) -> int:
+    """Number of ways to fill in the missing digits of `a+b=c` or `a-b=c`; no number of several digits begins with 0."""
+    left, right = puzzle.split("=")
+    if "+" in left:
+        one, other, total = *left.split("+"), right
+    else:
+        total, other, one = *left.split("-"), right
+    ways = {0: 1}  # by what is carried into a column
+    for column in range(max(map(len, (one, other, total)))):
+        tops, bottoms, sums = (_digit_choices(number, column) for number in (one, other, total))
+        following: dict[int, int] = {}
+        for (carry, count), top, bottom in product(ways.items(), tops, bottoms):
+            tens, unit = divmod(top + bottom + carry, 10)
+            if unit in sums:
+                following[tens] = following.get(tens, 0) + count
+        ways = following
+    return ways.get(0, 0)
+
+
+def _random_number(generator: random.Random) -> int:
+    """A number of 1 to `MAX_DIGITS` digits, each length as likely; of one digit it is not 0."""
+    length = generator.randint(1, MAX_DIGITS)
+    return generator.randrange(10 ** (length - 1), 10**length)
+
+
+def _without(text: str, places: set[int]) -> str:
+    return "".join(MISSING if place in places else character for place, character in enumerate(text))
+
+
+def _digit_choices(number: str, column: int) -> tuple[int, ...]:
+    """What the digit of a column, counted from the right, may be; 0 to the left of the number."""
+    if column >= len(number):
+        return (0,)
+    character = number[-1 - column]
+    if character != MISSING:
+        return (int(character),)
+    is_first = column == len(number) - 1
+    return tuple(range(1 if is_first and len(number) > 1 else 0, 10))
 
 
 # --- Countdown --------------------------------------------------------------------------------------------------------

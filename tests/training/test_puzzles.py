@@ -1,14 +1,24 @@
 """Laws of the puzzles: one solution each, every solution right, training and test apart."""
 
+import re
+from itertools import product
+
 import pytest
 
 from llada_training.puzzles import (
     BOXES,
+    MISSING,
     SPLITS,
     Sudoku,
+    colliding_cells,
+    count_fillings,
+    grid_text,
     has_one_solution,
     make_countdowns,
     make_sudokus,
+    make_sums,
+    puzzle_to_solve,
+    read_grid,
     solve,
     split_of,
 )
@@ -105,3 +115,106 @@ def test_an_example_says_the_puzzle_and_its_completion_gets_the_whole_reward():
 def test_puzzles_that_cannot_be_made_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- grids as text ----------------------------------------------------------------------------------------------------
+
+WRITTEN = "12..|3.12|2.43|4321"
+
+
+def test_a_grid_is_read_however_it_is_written_and_goes_back_to_the_same_text():
+    cells = read_grid(WRITTEN)
+    assert cells == "1200301220434321"
+    for text in (
+        "12□□\n3□12\n2□43\n4321",
+        "1 2 _ _ / 3 _ 1 2 / 2 _ 4 3 / 4 3 2 1",
+        grid_text(cells),
+        grid_text(cells, "?"),
+    ):
+        assert read_grid(text) == cells
+    assert grid_text(cells, ".") == "Sudoku\n12..\n3.12\n2.43\n4321"
+
+
+def test_a_grid_with_other_signs_or_digits_is_refused():
+    with pytest.raises(ValueError, match=r"`puzzle` must hold digits from 0 to 4 alone, got '5'"):
+        read_grid("5" + "0" * 15)
+    with pytest.raises(ValueError, match=r"`puzzle` must have one of 16, 36, 81 cells, got 3"):
+        read_grid("123")
+
+
+def test_cells_collide_in_rows_columns_and_boxes_and_empty_ones_never():
+    assert colliding_cells("0" * 16) == []
+    assert colliding_cells("1100" + "0" * 12) == [0, 1]  # row, and box
+    assert colliding_cells("1000" * 2 + "0" * 8) == [0, 4]  # column, and box
+    assert colliding_cells("1000" + "0100" + "0" * 8) == [0, 5]  # box alone
+    assert colliding_cells("1234341221434321") == []
+
+
+def test_a_new_puzzle_is_of_the_test_split_and_a_given_one_is_kept():
+    for seed in range(3):
+        [solution] = solve(puzzle_to_solve(None, seed=seed))
+        assert split_of(solution) == "test"
+        assert len(solution) == 36
+    assert puzzle_to_solve(WRITTEN) == read_grid(WRITTEN)
+    assert puzzle_to_solve(None, 4, 5).count("0") == 5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("1234341221434321",), r"`puzzle` must have an empty cell, got 1234341221434321; write 0 or \."),
+        (("11" + "0" * 14,), r"`puzzle` must have a solution, got 110+: the digits at row 1 column 1, row 1 column 2"),
+        (("1230000400000000",), r"`puzzle` must have a solution, got 1230000400000000: its givens allow none"),
+        ((WRITTEN, 4), r"`size` and `num_empty` are for a new puzzle, got 4 and None beside a given one"),
+    ],
+)
+def test_a_puzzle_that_cannot_be_solved_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        puzzle_to_solve(*options)
+
+
+# --- sums with missing digits -----------------------------------------------------------------------------------------
+
+
+def fillings(puzzle):
+    """Every way to fill in a sum, tried one after the other."""
+    gaps = [place for place, sign in enumerate(puzzle) if sign == MISSING]
+    for digits in product("0123456789", repeat=len(gaps)):
+        filled = list(puzzle)
+        for place, digit in zip(gaps, digits):
+            filled[place] = digit
+        text = "".join(filled)
+        left, right = text.split("=")
+        numbers = re.findall(r"\d+", text)
+        if all(number == "0" or number[0] != "0" for number in numbers) and eval(left) == int(right):
+            yield text
+
+
+@pytest.mark.parametrize(
+    "puzzle, number",
+    [
+        ("1□+□5=42", 1),
+        ("1□7+□5=2□2", 54),
+        ("□+□=3", 4),
+        ("1□-□=9", 9),
+        ("□0+□0=100", 9),
+        ("5+5=9", 0),
+        ("□□+1=100", 1),
+        ("□-0=□", 10),
+    ],
+)
+def test_fillings_are_counted_without_a_number_that_begins_with_0(puzzle, number):
+    assert count_fillings(puzzle) == len(list(fillings(puzzle))) == number
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_sum_with_missing_digits_is_right_and_has_one_solution(split):
+    sums = make_sums(30, split, seed=2)
+    assert len({made.puzzle for made in sums}) == 30
+    for made in sums:
+        assert len(made.puzzle) == len(made.solution)
+        assert MISSING in made.puzzle
+        if made.puzzle.count(MISSING) < 4:
+            assert list(fillings(made.puzzle)) == [made.solution]
+        assert count_fillings(made.puzzle) == 1
+        assert split_of(made.solution) == split
