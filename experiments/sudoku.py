@@ -1,4 +1,4 @@
-"""Reinforcement learning on 4x4 Sudoku: fork, espo and diffu from one half-trained LLaDA, at equal generated tokens.
+"""Reinforcement learning on 4x4 Sudoku: fork, espo and diffu from one start, at equal generated tokens.
 
     python -m experiments.sudoku --output runs/sudoku          # within 90 minutes on two cores
     python -m experiments.sudoku --output runs/sudoku --short  # seconds; tiny models, one seed
@@ -6,19 +6,19 @@
 It writes a table, a figure and a record into the folder; trainings that are finished there are not run again.
 
 1. A small LLaDA and an autoregressive model of the same size learn the same puzzles with their solutions. LLaDA's start
-   for what follows is the state that solves about half of some puzzles held out from training.
-2. From that start, each objective trains on other puzzles by `sudoku_reward`, the share of the empty cells that are
-   right; every training generates equally many tokens, with three seeds.
+   for what follows is its state before the middle of that training.
+2. From that start, each objective trains on other puzzles by rewards alone: the share of the empty cells that are
+   right, and one more for a puzzle that is solved. Every training generates equally many tokens, with three seeds.
 3. What is counted are test puzzles solved entirely, by greedy decoding with one token per pass. No solved grid of a
-   test puzzle is one of a training puzzle (see `llada_training.puzzles`).
+   test puzzle is one of a training puzzle (see `llada_training.puzzles`). `--choose` counts other puzzles of the
+   training grids, by which settings may be chosen.
 
 A row of ids is a start token, the 16 cells of the puzzle, an equals sign and the 16 cells of the solution. The settings
-of the objectives are the published ones but for what a model of this size needs (threshold, learning rate, number of
-passes over a round, and no LoRA).
+of the objectives are the published ones but for what a model of this size needs; docs/post-training.md says how they
+were chosen.
 """
 
 import argparse
-import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
@@ -60,15 +60,18 @@ SIZE, NUM_CELLS = 4, 16
 TOKENS = ("0", "1", "2", "3", "4", "=", "<start>", "<end>", "<mask>")
 EQUALS, START, END, MASK = (TOKENS.index(token) for token in ("=", "<start>", "<end>", "<mask>"))
 PROMPT_LENGTH = NUM_CELLS + 2
-# What each objective sets beside what all share. At the published threshold of 0.8 only 3 % of the tokens of such a
-# start are fallbacks, at 0.99 40 %; published are 12 %.
+# What each objective sets beside what all share; docs/post-training.md says why.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "fork": {"threshold": 0.95, "num_iterations": 1, "beta": 0.0, "epsilon": 0.2},
-    "espo": {"num_noise_samples": 4, "num_iterations": 4, "beta": 1e-2, "epsilon": 0.2, "scale_rewards": "none"},
-    "diffu": {"prompt_mask_rate": 0.15, "num_iterations": 4, "beta": 0.04, "epsilon": 0.5,
+    "fork": {"learning_rate": 5e-4, "fallback": "confident", "num_iterations": 1, "beta": 0.0, "epsilon": 0.2},
+    "espo": {"learning_rate": 1e-4, "num_noise_samples": 4, "num_iterations": 2, "beta": 1e-2, "epsilon": 0.2},
+    "diffu": {"learning_rate": 1e-4, "prompt_mask_rate": 0.15, "num_iterations": 2, "beta": 0.04, "epsilon": 0.5,
               "use_bias_correction_kl": False},
 }  # fmt: skip
-# Seeds of the puzzles: to learn, to choose the start by, to be rewarded for.
+# Options that decide the starts.
+START_OPTIONS = (
+    "num_empty", "num_learnt", "num_tested", "judge", "shape", "fit", "fit_steps", "fit_batch", "start_steps",
+)  # fmt: skip
+# Seeds of the puzzles: to learn, to choose settings by, to be rewarded for.
 LEARNT, CHOOSING, REWARDED = range(3)
 
 
@@ -80,44 +83,42 @@ class SudokuOptions:
         num_empty: cells of a puzzle to be filled in.
         num_learnt: puzzles that the start and the autoregressive model learn.
         num_rewarded: puzzles for reinforcement learning.
-        num_tested: test puzzles.
-        num_chosen: puzzles by which the start is chosen.
+        num_tested: puzzles that are counted.
+        judge: the split that they are of: test, or train to choose settings.
         shape: width and blocks of the models.
         fit: the optimiser of the start.
-        fit_steps, fit_batch: of the start.
-        num_looks: times that the start is looked at while it learns.
-        wanted: share of the puzzles that the start should solve.
+        fit_steps, fit_batch: of the training that the start belongs to.
+        start_steps: after how many of its steps the start is taken.
         num_rounds: generations of each training.
         num_prompts, num_generations: puzzles of a round, and answers to each.
-        learning_rate: of reinforcement learning.
-        temperature: of its answers.
-        num_tests: times that the test puzzles are asked for in a training, after the start.
+        temperature: of the answers.
+        threshold: of the answers; tokens of at least this confidence are committed together.
+        num_tests: times that puzzles are counted in a training, after the start.
         num_seeds: trainings of each objective.
     """
 
-    num_empty: int = 9
+    num_empty: int = 6
     num_learnt: int = 4000
     num_rewarded: int = 4000
     num_tested: int = 256
-    num_chosen: int = 128
-    shape: Shape = Shape(96, 3)  # noqa: RUF009 (frozen)
-    fit: FitOptions = FitOptions(learning_rate=1e-3)  # noqa: RUF009
-    fit_steps: int = 900
-    fit_batch: int = 128
-    num_looks: int = 30
-    wanted: float = 0.5
-    num_rounds: int = 120
-    num_prompts: int = 16
-    num_generations: int = 16
-    learning_rate: float = 3e-4
-    temperature: float = 0.8
-    num_tests: int = 8
+    judge: str = "test"
+    shape: Shape = Shape(64, 3)  # noqa: RUF009 (frozen)
+    fit: FitOptions = FitOptions(learning_rate=3e-3)  # noqa: RUF009
+    fit_steps: int = 500
+    fit_batch: int = 64
+    start_steps: int = 200
+    num_rounds: int = 90
+    num_prompts: int = 32
+    num_generations: int = 8
+    temperature: float = 1.0
+    threshold: float = 0.999
+    num_tests: int = 6
     num_seeds: int = 3
 
 
 SHORT = SudokuOptions(
-    num_empty=4, num_learnt=32, num_rewarded=16, num_tested=8, num_chosen=8, shape=Shape(32, 1), fit_steps=4,
-    fit_batch=8, num_looks=2, num_rounds=2, num_prompts=2, num_generations=2, num_tests=1, num_seeds=1,
+    num_empty=4, num_learnt=32, num_rewarded=16, num_tested=8, shape=Shape(32, 1),
+    fit_steps=4, fit_batch=8, start_steps=2, num_rounds=2, num_prompts=2, num_generations=2, num_tests=1, num_seeds=1,
 )  # fmt: skip
 
 
@@ -147,7 +148,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train_start(kind: str, folder: str, options: SudokuOptions) -> dict[str, Any]:
-    """Teach puzzles to a new model, and save it; a LLaDA as it was when it solved about the wanted share.
+    """Teach puzzles to a new model, and save it; a LLaDA as it was at the start of reinforcement learning.
 
     Args:
         kind: one of `KINDS`.
@@ -155,30 +156,26 @@ def train_start(kind: str, folder: str, options: SudokuOptions) -> dict[str, Any
         options: of the experiment.
 
     Returns:
-        Steps of the saved model, shares of the test puzzles that the saved and the last one solve, and the curve of the
-        puzzles to choose by.
+        Shares of the puzzles that the saved model and the one at the end solve, and its size.
     """
     model = make_model(kind, options.shape, len(TOKENS), PROMPT_LENGTH + NUM_CELLS, MASK, END, seed=0)
     rows = [row_of(sudoku) for sudoku in make_sudokus(options.num_learnt, SIZE, options.num_empty, "train", LEARNT)]
-    judging = make_sudokus(options.num_chosen, SIZE, options.num_empty, "train", CHOOSING)
-    looks = spread(options.fit_steps, options.num_looks)
-    curve: list[tuple[int, float]] = []
-    saved: dict[str, Any] = {}
+    kept_at = options.start_steps if is_diffusion(model) else options.fit_steps
+    fit(
+        model, rows, options.fit_batch, options.fit_steps, 0, options.fit, {kept_at},
+        lambda step: model.save_pretrained(folder), PROMPT_LENGTH,
+    )  # fmt: skip
+    judging = judging_puzzles(options)
+    with tempfile.TemporaryDirectory() as last:
+        model.save_pretrained(last)
+        # Read again, since the trainer leaves the model in bfloat16 autocast.
+        solved = [solved_share(type(model).from_pretrained(place), judging) for place in (folder, last)]
+    return {"solved": solved[0], "solved_at_the_end": solved[1], "num_parameters": model.num_parameters()}
 
-    def look(step: int) -> None:
-        curve.append((step, solved_share(model, judging)))
-        misses = [abs(share - options.wanted) for _, share in curve]
-        if is_diffusion(model) and misses[-1] <= min(misses):
-            saved.update(steps=step, weights=copy.deepcopy(model.state_dict()))
 
-    fit(model, rows, options.fit_batch, options.fit_steps, 0, options.fit, looks, look, PROMPT_LENGTH)
-    tested = make_sudokus(options.num_tested, SIZE, options.num_empty, "test")
-    outcome = {"solved_at_the_end": solved_share(model, tested), "curve": curve, "steps": options.fit_steps}
-    if saved:
-        model.load_state_dict(saved["weights"])
-        outcome["steps"] = saved["steps"]
-    model.save_pretrained(folder)
-    return outcome | {"solved": solved_share(model, tested), "num_parameters": model.num_parameters()}
+def judging_puzzles(options: SudokuOptions) -> list[Sudoku]:
+    """The puzzles that are counted."""
+    return make_sudokus(options.num_tested, SIZE, options.num_empty, options.judge, CHOOSING)
 
 
 def spread(num_steps: int, count: int) -> list[int]:
@@ -199,6 +196,11 @@ def solved_share(model: Any, sudokus: Sequence[Sudoku]) -> float:
     return (found[:, : ids.shape[1]] == ids[:, : found.shape[1]]).all(-1).double().mean().item()
 
 
+def solved_reward(completions: Sequence[Any], puzzle: Sequence[str], solution: Sequence[str], **columns: Any) -> list:
+    """1 for a puzzle that is solved entirely, else 0; a reward in TRL's signature."""
+    return [float(share == 1.0) for share in sudoku_reward(completions, puzzle, solution)]
+
+
 def reinforce(objective: str, seed: int, start: str, options: SudokuOptions) -> dict[str, Any]:
     """Train from the start by one objective.
 
@@ -207,7 +209,7 @@ def reinforce(objective: str, seed: int, start: str, options: SudokuOptions) -> 
     """
     model, settings = LLaDAModelLM.from_pretrained(start), OBJECTIVES[objective]
     sudokus = make_sudokus(options.num_rewarded, SIZE, options.num_empty, "train", REWARDED)
-    tested = make_sudokus(options.num_tested, SIZE, options.num_empty, "test")
+    tested = judging_puzzles(options)
     num_answers, num_iterations = options.num_prompts * options.num_generations, settings["num_iterations"]
     curve = [(0, solved_share(model, tested))]
 
@@ -221,12 +223,13 @@ def reinforce(objective: str, seed: int, start: str, options: SudokuOptions) -> 
             folder, objective=objective, seed=seed, max_steps=options.num_rounds * num_iterations,
             per_device_train_batch_size=num_answers, num_generations=options.num_generations,
             max_completion_length=NUM_CELLS, block_length=NUM_CELLS, temperature=options.temperature,
-            generation_kwargs={"stop_at_eos": False}, learning_rate=options.learning_rate, warmup_steps=0.1,
-            weight_decay=0.0, max_grad_norm=1.0, bf16=False, gradient_checkpointing=False, save_strategy="no",
+            threshold=options.threshold, generation_kwargs={"stop_at_eos": False}, warmup_steps=0.15,
+            lr_scheduler_type="linear", adam_beta2=0.99, weight_decay=0.0, max_grad_norm=1.0,
+            bf16=False, gradient_checkpointing=False, save_strategy="no",
             logging_steps=num_iterations, report_to="none", disable_tqdm=True, **settings,
         )  # fmt: skip
         trainer = LLaDAGRPOTrainer(
-            model, sudoku_reward, config, Dataset.from_list(data), processing_class=make_tokenizer(),
+            model, [sudoku_reward, solved_reward], config, Dataset.from_list(data), processing_class=make_tokenizer(),
             callbacks=[Measure(tests, test)],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
@@ -264,21 +267,19 @@ def summarize(
     }
 
 
-def make_table(results: dict[str, Interval], starts: dict[str, Any]) -> str:
-    """Solved test puzzles in percent with 95 % confidence intervals, and the points gained over the start."""
+def make_table(results: dict[str, Interval]) -> str:
+    """Solved puzzles in percent with 95 % confidence intervals, and the points gained over the start."""
     base = results["LLaDA, the start"].mean
-    steps = {"autoregressive": starts["autoregressive"]["steps"], "LLaDA, the start": starts["llada"]["steps"]}
     rows = []
     for name, found in results.items():
         width = "" if found.half_width is None else f" ± {found.half_width * 100:.1f}"
         gain = f"{(found.mean - base) * 100:+.1f}" if name in OBJECTIVES else ""
-        label = f"{name} ({steps[name]} steps)" if name in steps else name
-        rows.append([label, f"{found.mean * 100:.1f}{width}", gain])
-    return markdown_table(["", "test puzzles solved (%)", "points over the start"], rows)
+        rows.append([name, f"{found.mean * 100:.1f}{width}", gain])
+    return markdown_table(["", "puzzles solved (%)", "points over the start"], rows)
 
 
 def plot(results: dict[str, Interval], runs: dict[str, list[dict[str, Any]]]) -> Any:
-    """Draw solved puzzles over generated tokens, with 95 % intervals over the seeds; the starts as lines."""
+    """Draw solved puzzles over generated tokens: seeds as thin lines, their mean with its 95 % interval."""
     figure = make_figure((8, 4.6))
     axes = figure.subplots()
     for objective, found in runs.items():
@@ -292,9 +293,11 @@ def plot(results: dict[str, Interval], runs: dict[str, list[dict[str, Any]]]) ->
             [mean + width for mean, width in zip(means, widths)],
         )
         axes.fill_between(tokens, *bounds, color=line.get_color(), alpha=0.15)
-    for name, style in (("autoregressive", "k:"), ("LLaDA, trained to the end", "k--")):
-        axes.plot([0, max(tokens)], [results[name].mean * 100] * 2, style, linewidth=1, label=name)
-    axes.set(xlabel="generated tokens", ylabel="test puzzles solved (%)", ylim=(0, 100))
+        for run in found:
+            axes.plot(tokens, [share * 100 for _, share in run["curve"]], color=line.get_color(), linewidth=0.6)
+    for name, style in (("autoregressive", ":"), ("LLaDA, trained to the end", "--")):
+        axes.axhline(results[name].mean * 100, color="k", ls=style, linewidth=1, label=name)
+    axes.set(xlabel="generated tokens", ylabel="puzzles solved (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.suptitle("4x4 Sudoku: reinforcement learning from one start")
@@ -308,28 +311,28 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the experiment."""
     args = parse_arguments(arguments)
     options = choose_options(args)
-    experiment = Experiment("sudoku", dataclasses.asdict(options))
-    # More seeds may be added to those that are there.
+    experiment = Experiment("sudoku", dataclasses.asdict(options) | {"objectives": OBJECTIVES})
+    # More seeds may be added to those that are there, and the starts know nothing of reinforcement learning.
     settings = dataclasses.asdict(options) | {"num_seeds": None}
+    start_settings = {name: settings[name] for name in START_OPTIONS}
 
-    def train(work: Callable[..., Any], jobs: dict[str, tuple], name: str) -> dict[str, Any]:
+    def train(work: Callable[..., Any], jobs: dict[str, tuple], name: str, settings: dict[str, Any]) -> dict[str, Any]:
         return run_jobs(work, jobs, settings, args.output / f"{name}.jsonl", args.workers, args.overwrite)
 
     folders = {kind: str(args.output / kind) for kind in KINDS}
-    starts = train(train_start, {kind: (kind, folder, options) for kind, folder in folders.items()}, "starts")
-    jobs = {
-        f"{objective}, seed {seed}": (objective, seed, folders["llada"], options)
-        for seed in range(options.num_seeds)
-        for objective in OBJECTIVES
-    }
-    found = train(reinforce, jobs, "trainings")
-    runs = {objective: [found[name] for name, job in jobs.items() if job[0] == objective] for objective in OBJECTIVES}
+    starts = train(
+        train_start, {kind: (kind, folder, options) for kind, folder in folders.items()}, "starts", start_settings
+    )
+    runs = {}
+    for objective, own in OBJECTIVES.items():
+        jobs = {f"seed {seed}": (objective, seed, folders["llada"], options) for seed in range(options.num_seeds)}
+        runs[objective] = list(train(reinforce, jobs, objective, settings | own).values())
     results = summarize(starts, runs, options)
     described = {
         "name": "trained from scratch",
         "num_parameters": {kind: starts[kind]["num_parameters"] for kind in KINDS},
     }
-    experiment.write(args.output, make_table(results, starts), results, described, plot(results, runs))
+    experiment.write(args.output, make_table(results), results, described, plot(results, runs))
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -337,6 +340,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     defaults, parser = SudokuOptions(), make_parser("sudoku", __doc__)
     add_job_options(parser)
     parser.add_argument("--short", action="store_true", help="tiny models and one seed, to see that all runs")
+    parser.add_argument("--choose", action="store_true", help="count other puzzles than the test ones")
     parser.add_argument("--seeds", type=int, help=f"trainings of each objective; {defaults.num_seeds} if unset")
     parser.add_argument("--rounds", type=int, help=f"generations of each training; {defaults.num_rounds} if unset")
     return parser.parse_args(arguments)
@@ -346,6 +350,7 @@ def choose_options(args: argparse.Namespace) -> SudokuOptions:
     """The defaults, or those of the short run, with what the command line replaces."""
     given = {"num_seeds": args.seeds, "num_rounds": args.rounds}
     given = {name: value for name, value in given.items() if value is not None}
+    given |= {"judge": "train"} if args.choose else {}
     return dataclasses.replace(SHORT if args.short else SudokuOptions(), **given)
 
 
