@@ -35,6 +35,7 @@ from .continuous_batching_llada import generate_many as generate_many  # isort: 
 from .generation_config_llada import LLaDAGenerationConfig as LLaDAGenerationConfig  # isort: skip
 from .generation_llada import LLaDAGenerationMixin as LLaDAGenerationMixin  # isort: skip
 from .prepacking_llada import prepacked_weights as prepacked_weights  # isort: skip
+from .speculation_llada import Speculation as Speculation  # isort: skip
 from .unmasking_llada import Proposer as Proposer  # isort: skip
 
 if CONVERTS_BY_RULES:
