@@ -140,8 +140,8 @@ def answer_lines(
     rows = [_encode(checkpoint, line, chat, system) for line in lines]
     seed = options.get("seed")
     chosen = {name: value for name, value in options.items() if name != "seed"}
-    for row, line in zip(rows, lines):
-        if not force_length:
+    if not force_length:
+        for row, line in zip(rows, lines):
             check_length(checkpoint, chosen, len(row), name=line.place)
     if seed is not None and lines:
         check_seed(seed, 1 + max(line.index for line in lines))

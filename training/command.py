@@ -23,6 +23,7 @@ from .adapters import AdapterOptions, merge_adapter
 from .checkpoints import checkpoint_to_resume, last_checkpoint
 from .plots import plot_loss_curve
 from .progress import LogTable, counted
+from .sft_data import has_conversations
 
 LOSS_CURVE = "loss_curve.png"
 ADAPTER_FOLDER = "adapter"
@@ -219,6 +220,26 @@ def load_tokenizer(config: Any) -> Any:
         # The released tokenizers hold LLaDA's tokens but declare no mask.
         tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
     return tokenizer
+
+
+def with_chat_template(tokenizer: Any, data: dict[str, Any]) -> Any:
+    """Give a tokenizer without a chat template LLaDA's, if any split holds conversations."""
+    if tokenizer.chat_template or not any(has_conversations(rows) for rows in data.values()):
+        return tokenizer
+    print("The tokenizer has no chat template; LLaDA's is used and saved.")
+    return prepare_tokenizer(tokenizer, missing="spell_out")
+
+
+def load_policy(config: Any, adapter: AdapterOptions, tokenizer: Any) -> Any:
+    """Load the model that a run goes on with; the commands have refused a run without `model`.
+
+    Raises:
+        ValueError: for a tokenizer that does not fit it.
+    """
+    options = {"attn_implementation": config.attn_implementation, **adapter.loading_options()}
+    model = loading.load_model(str(config.model), dtype=adapter.dtype, **options)
+    loading.check_tokenizer(tokenizer, model.config)
+    return model
 
 
 class _Parser(TrlParser):

@@ -258,13 +258,7 @@ class DiffusionOptions(TrainingOptions):
     def _check_noise(self) -> None:
         if not 0.0 <= self.noise_eps <= 1.0:
             raise ValueError(f"`noise_eps` must be from 0.0 to 1.0, got {self.noise_eps}; leave it out.")
-        if self.num_noise_samples < 1:
-            raise ValueError(f"`num_noise_samples` must be at least 1, got {self.num_noise_samples}; leave it out.")
-        if self.complementary_masks and self.num_noise_samples % 2:
-            raise ValueError(
-                "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
-                f"{self.num_noise_samples}; pass num_noise_samples={self.num_noise_samples + 1}."
-            )
+        check_num_noise_samples(self)
         if self.complementary_masks and self.noise_eps > 0.5 and not self.exact_count:
             raise ValueError(
                 "`noise_eps` must be at most 0.5 with `complementary_masks`, or no complement is ever in range, got "
@@ -489,6 +483,45 @@ class DiffusionTrainer(LLaDATrainer):
         rows = torch.from_numpy(np.asarray(gathered.predictions)).double()
         loss = mean_loss(rows[:, 4], rows[:, 5], self.loss_normalization)
         return {"loss": loss} | summarize(level_sums(rows[:, :4]), rows[:, 5].sum().item())
+
+
+def complete_args(model: Any, args: Any, config_class: type, fields: str) -> Any:
+    """Return a trainer's `args`; if they are None, those with a folder named after the model and the training.
+
+    Args:
+        model: of the trainer, or its name.
+        args: of the trainer.
+        config_class: what they must be.
+        fields: whose fields it has, for the message.
+
+    Raises:
+        ValueError: for arguments of another class.
+    """
+    if args is None:
+        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "llada"
+        training = config_class.__name__.removeprefix("LLaDA").removesuffix("Config")
+        args = config_class(f"{name.rstrip('/').split('/')[-1]}-{training}")
+    if not isinstance(args, config_class):
+        raise ValueError(
+            f"`args` must be a `{config_class.__name__}`, got {type(args).__name__}; its fields are {fields}."
+        )
+    return args
+
+
+def check_num_noise_samples(options: Any, way_out: str = "leave it out.") -> None:
+    """Refuse a number of noise samples that cannot be drawn.
+
+    Raises:
+        ValueError: below 1, or odd with `complementary_masks`.
+    """
+    count = options.num_noise_samples
+    if count < 1:
+        raise ValueError(f"`num_noise_samples` must be at least 1, got {count}; {way_out}")
+    if options.complementary_masks and count % 2:
+        raise ValueError(
+            "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
+            f"{count}; pass num_noise_samples={count + 1}."
+        )
 
 
 def refuse_arguments(options: dict[str, Any], objective: str, names: tuple[str, ...] = REFUSED_ARGUMENTS) -> None:

@@ -30,6 +30,8 @@ from .diffusion_trainer import (
     LLaDATrainer,
     TrainingOptions,
     check_model,
+    check_num_noise_samples,
+    complete_args,
     load_for_training,
     option,
     without_adapter,
@@ -175,13 +177,7 @@ class LLaDAGRPOConfig(TrainingOptions, GRPOConfig):
                     f"`{name}` must be {value} with objective={self.objective} ({reason}), got "
                     f"{getattr(self, name)!r}; leave it out."
                 )
-        if self.num_noise_samples < 1:
-            raise ValueError(f"`num_noise_samples` must be at least 1, got {self.num_noise_samples}; leave it out.")
-        if self.complementary_masks and self.num_noise_samples % 2:
-            raise ValueError(
-                "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
-                f"{self.num_noise_samples}; pass num_noise_samples={self.num_noise_samples + 1}."
-            )
+        check_num_noise_samples(self)
         if self.levels not in LEVEL_CHOICES:
             raise ValueError(f"`levels` must be one of {', '.join(LEVEL_CHOICES)}, got {self.levels!r}.")
         if not 0.0 <= self.prompt_mask_rate < 1.0:
@@ -246,7 +242,7 @@ class LLaDAGRPOTrainer(LLaDATrainer, GRPOTrainer):
         processing_class: Any = None,
         **options: Any,
     ):
-        args = _complete_args(model, args)
+        args = complete_args(model, args, LLaDAGRPOConfig, "GRPOConfig's")
         for name in REFUSED_GRPO_ARGUMENTS:
             if options.get(name) is not None:
                 raise ValueError(f"`{name}` must be unset, an answer is one canvas in one turn, got one; leave it out.")
@@ -562,15 +558,6 @@ class _EpochSampler(RepeatSampler):
         if self.shuffle:
             self.generator.manual_seed(row_seed(self.run_seed, self.epoch(), 0))
         return super().__iter__()
-
-
-def _complete_args(model: Any, args: Any) -> LLaDAGRPOConfig:
-    if args is None:
-        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "llada"
-        args = LLaDAGRPOConfig(f"{name.rstrip('/').split('/')[-1]}-GRPO")
-    if not isinstance(args, LLaDAGRPOConfig):
-        raise ValueError(f"`args` must be a `LLaDAGRPOConfig`, got {type(args).__name__}; its fields are GRPOConfig's.")
-    return args
 
 
 def _check_columns(data: Any, name: str, reward_funcs: list[Any]) -> None:

@@ -5,16 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from llada_core.loading import check_tokenizer, load_model
-from llada_core.tokenization import prepare_tokenizer
-
 from .adapters import AdapterOptions
-from .command import load_data, load_tokenizer, parse_with_adapter, report_start, run_training
+from .command import (
+    load_data,
+    load_policy,
+    load_tokenizer,
+    parse_with_adapter,
+    report_start,
+    run_training,
+    with_chat_template,
+)
 from .data import load_prompts
 from .diffusion_trainer import option
 from .grpo import LLaDAGRPOConfig, LLaDAGRPOTrainer
 from .rewards import countdown_reward, format_reward, math_reward, sudoku_reward
-from .sft_data import has_conversations
 
 COMMAND = "llada train grpo"
 DESCRIPTION = (
@@ -83,13 +87,8 @@ def build_trainer(config: LLaDAGRPOConfig, adapter: AdapterOptions, prompts: Pro
     )
     if prompts.as_chat:
         data = {name: rows.map(_as_question, desc="Prompts as questions") for name, rows in data.items()}
-    tokenizer = load_tokenizer(config)
-    if not tokenizer.chat_template and any(has_conversations(rows) for rows in data.values()):
-        print("The tokenizer has no chat template; LLaDA's is used and saved.")
-        tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
-    options = {"attn_implementation": config.attn_implementation, **adapter.loading_options()}
-    model = load_model(str(config.model), dtype=adapter.dtype, **options)
-    check_tokenizer(tokenizer, model.config)
+    tokenizer = with_chat_template(load_tokenizer(config), data)
+    model = load_policy(config, adapter, tokenizer)
     trainer = LLaDAGRPOTrainer(
         model,
         rewards,

@@ -37,6 +37,8 @@ from .diffusion_trainer import (
     LLaDATrainer,
     TrainingOptions,
     check_model,
+    check_num_noise_samples,
+    complete_args,
     load_for_training,
     option,
     pad_id_of,
@@ -103,13 +105,7 @@ class PreferenceOptions(TrainingOptions):
         return min(super().get_warmup_steps(num_training_steps), num_training_steps // 2)
 
     def _check_noise(self) -> None:
-        if self.num_noise_samples < 1:
-            raise ValueError(f"`num_noise_samples` must be at least 1, got {self.num_noise_samples}; LLaDA 1.5 uses 8.")
-        if self.complementary_masks and self.num_noise_samples % 2:
-            raise ValueError(
-                "`num_noise_samples` must be even with `complementary_masks`, which go in pairs, got "
-                f"{self.num_noise_samples}; pass num_noise_samples={self.num_noise_samples + 1}."
-            )
+        check_num_noise_samples(self, "LLaDA 1.5 uses 8.")
         if self.max_length is not None and self.max_length < 3:
             raise ValueError(f"`max_length` must be at least 3, got {self.max_length}; leave it out.")
 
@@ -282,7 +278,7 @@ class PreferenceTrainer(LLaDATrainer):
         processing_class: Any = None,
         **options: Any,
     ):
-        args = self._complete_args(model, args)
+        args = complete_args(model, args, self.config_class, "those of TRL's and some more")
         refused = (*REFUSED_ARGUMENTS, "data_collator")
         refuse_arguments(options | {"data_collator": data_collator}, "the bound", refused)
         if train_dataset is None:
@@ -316,19 +312,6 @@ class PreferenceTrainer(LLaDATrainer):
             **options,
         )
         self._install_heads()
-
-    @classmethod
-    def _complete_args(cls, model: Any, args: Any) -> Any:
-        if args is None:
-            name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "llada"
-            suffix = cls.__name__.removeprefix("LLaDA").removesuffix("Trainer")
-            args = cls.config_class(f"{name.rstrip('/').split('/')[-1]}-{suffix}")
-        if not isinstance(args, cls.config_class):
-            raise ValueError(
-                f"`args` must be a `{cls.config_class.__name__}`, got {type(args).__name__}; its fields are those of "
-                "TRL's and some more."
-            )
-        return args
 
     def _needs_copy(self, model: Any, args: Any, options: dict[str, Any]) -> bool:
         has_adapter = options.get("peft_config") is not None or hasattr(model, "peft_config")

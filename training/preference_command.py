@@ -2,15 +2,19 @@
 
 from typing import Any
 
-from llada_core.loading import check_tokenizer, load_model
-from llada_core.tokenization import prepare_tokenizer
-
 from .adapters import AdapterOptions
-from .command import load_data, load_tokenizer, parse_with_adapter, report_start, run_training
+from .command import (
+    load_data,
+    load_policy,
+    load_tokenizer,
+    parse_with_adapter,
+    report_start,
+    run_training,
+    with_chat_template,
+)
 from .data import load_examples
 from .dpo import LLaDADPOConfig, LLaDADPOTrainer
 from .kto import LLaDAKTOConfig, LLaDAKTOTrainer
-from .sft_data import has_conversations
 
 DPO_COMMAND, KTO_COMMAND = "llada train dpo", "llada train kto"
 DESCRIPTION = (
@@ -59,13 +63,8 @@ def build_trainer(trainer_class: Any, config: Any, adapter: AdapterOptions) -> A
     data = load_data(
         config, lambda sources, split: load_examples(sources, split, config.dataset_config_name, formats, wanted)
     )
-    tokenizer = load_tokenizer(config)
-    if not tokenizer.chat_template and any(has_conversations(examples) for examples in data.values()):
-        print("The tokenizer has no chat template; LLaDA's is used and saved.")
-        tokenizer = prepare_tokenizer(tokenizer, missing="spell_out")
-    options = {"attn_implementation": config.attn_implementation, **adapter.loading_options()}
-    model = load_model(str(config.model), dtype=adapter.dtype, **options)
-    check_tokenizer(tokenizer, model.config)
+    tokenizer = with_chat_template(load_tokenizer(config), data)
+    model = load_policy(config, adapter, tokenizer)
     trainer = trainer_class(
         model,
         args=config,

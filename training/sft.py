@@ -19,6 +19,7 @@ from .diffusion_trainer import (
     DiffusionOptions,
     DiffusionTrainer,
     check_model,
+    complete_args,
     load_for_training,
     option,
     pad_id_of,
@@ -184,7 +185,7 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
         processing_class: Any = None,
         **options: Any,
     ):
-        args = _complete_args(model, args)
+        args = complete_args(model, args, LLaDASFTConfig, "SFTConfig's")
         if data_collator is not None:
             raise ValueError(
                 "`data_collator` must be unset, the step needs `LLaDACollator`, got one; change the examples instead."
@@ -287,15 +288,6 @@ class LLaDASFTTrainer(DiffusionTrainer, SFTTrainer):
             lengths = lengths_with_eos(batch, self._max_length, args.num_extra_eos or 0, longest)
             filled.append(set_lengths(batch, lengths, self._pad_token_id, self.processing_class.eos_token_id))
         return filled
-
-
-def _complete_args(model: Any, args: Any) -> LLaDASFTConfig:
-    if args is None:
-        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or "llada"
-        args = LLaDASFTConfig(f"{name.rstrip('/').split('/')[-1]}-SFT")
-    if not isinstance(args, LLaDASFTConfig):
-        raise ValueError(f"`args` must be a `LLaDASFTConfig`, got {type(args).__name__}; its fields are SFTConfig's.")
-    return args
 
 
 def drop_fused_forward(model: Any, own_forward: Any) -> None:

@@ -4,11 +4,10 @@ from typing import Any
 
 from trl.chat_template_utils import has_generation_markers
 
-from llada_core.loading import check_tokenizer, load_model
 from llada_core.tokenization import prepare_tokenizer
 
 from .adapters import AdapterOptions
-from .command import load_data, load_tokenizer, parse_with_adapter, report_start, run_training
+from .command import load_data, load_policy, load_tokenizer, parse_with_adapter, report_start, run_training
 from .data import load_examples, stream_examples
 from .sft import LLaDASFTConfig, LLaDASFTTrainer
 from .sft_data import has_conversations
@@ -54,10 +53,7 @@ def build_trainer(config: LLaDASFTConfig, adapter: AdapterOptions) -> LLaDASFTTr
     tokenizer = load_tokenizer(config)
     if any(has_conversations(examples) for examples in data.values()):
         tokenizer = _with_marked_template(tokenizer)
-    options = {"attn_implementation": config.attn_implementation, **adapter.loading_options()}
-    # `sft_main` has refused a run without `model`.
-    model = load_model(str(config.model), dtype=adapter.dtype, **options)
-    check_tokenizer(tokenizer, model.config)
+    model = load_policy(config, adapter, tokenizer)
     trainer = LLaDASFTTrainer(
         model,
         config,
