@@ -387,7 +387,9 @@ class Batched(LLaDAManager):
 
     def is_alive(self) -> bool:
         """Whether requests can be answered."""
-        return super().is_alive() and self.batching.is_running()
+        status = self.batching.background_thread_status
+        # A dying thread tells everybody who waits before it is gone.
+        return super().is_alive() and status.fatal_error is None and self.batching.is_running()
 
     def stop(self) -> None:
         """End the work at the border of a pass."""

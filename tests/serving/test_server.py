@@ -262,10 +262,14 @@ def test_with_a_key_nobody_enters_without_it(checkpoint) -> None:
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_dead_worker_is_seen_and_everybody_who_waits_is_told(checkpoint, batched) -> None:
+def test_a_dead_worker_is_seen_and_everybody_who_waits_is_told(checkpoint, batched, monkeypatch) -> None:
     with Server(checkpoint, ServerConfig(port=0, continuous_batching=batched)) as server:
         manager = server.manager
         thread = manager.batching._generation_thread if batched else manager.worker.thread
+        if batched:
+            end = manager.batching._end
+            # The thread lives on for a while after its last reports.
+            monkeypatch.setattr(manager.batching, "_end", lambda request: (end(request), time.sleep(0.3)))
         waiting, streaming = opened(server, long_body()), opened(server, long_body(stream=True))
         assert wait_for(lambda: len(server.jobs) == 2)
         kill(thread)
