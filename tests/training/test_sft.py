@@ -208,7 +208,10 @@ def test_a_folder_can_be_trained_by_its_name(make_sft_trainer, make_model, token
     assert logged(trainer, "loss") == pytest.approx(logged(expected, "loss"), abs=LOG_PRECISION)
 
 
-def test_without_options_the_defaults_hold_and_the_folder_is_named_after_the_model(make_model, pairs, tokenizer):
+def test_without_options_the_defaults_hold_and_the_folder_is_named_after_the_model(
+    make_model, pairs, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     trainer = LLaDASFTTrainer(make_model(max_sequence_length=160), train_dataset=pairs, processing_class=tokenizer)
     assert trainer.args.output_dir == "llada-SFT"
     assert trainer.args.learning_rate == 2.5e-5
