@@ -61,7 +61,7 @@ def test_the_short_run_writes_table_figure_and_record_and_goes_on_where_it_stopp
     assert all(f"| {objective} | " in table for objective in sudoku.OBJECTIVES)
     assert (tmp_path / "sudoku.png").read_bytes().startswith(b"\x89PNG")
     [record] = tmp_path.glob("*.record.json")
-    assert len(json.loads(record.read_text())["results"]) == 6
+    assert len(json.loads(record.read_text())["results"]) == 5
     files = [(tmp_path / f"{objective}.jsonl").read_text().splitlines() for objective in sudoku.OBJECTIVES]
     curves = [json.loads(line)["result"]["curve"] for lines in files for line in lines]
     # Equal generated tokens for every objective: 2 rounds of 4 answers of 16 tokens.
