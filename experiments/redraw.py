@@ -12,7 +12,7 @@ from pathlib import Path
 from llada_core.records import read_record
 
 # The experiments whose records hold all that their figures show: their function `plot` takes a record.
-NAMES = ("preferences", "reversal", "sampling", "scaling")
+NAMES = ("preferences", "reversal", "sampling", "scaling", "sudoku")
 
 
 def redraw(path: Path) -> Path:

@@ -33,6 +33,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
+from llada_core.records import EvaluationRecord
 from llada_training import LLaDAGRPOConfig, LLaDAGRPOTrainer, sudoku_reward
 from llada_training.puzzles import Sudoku, make_sudokus
 from modeling_llada import LLaDAModelLM
@@ -72,6 +73,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 START_OPTIONS = (
     "num_empty", "num_empty_learnt", "num_learnt", "num_tested", "judge", "shape", "fit", "fit_steps", "fit_batch",
 )  # fmt: skip
+# Name of what a record holds of the trainings: by objective and seed, generated tokens and the share solved then.
+CURVES = "curves"
 # Seeds of the puzzles: to learn, to choose settings by, to be rewarded for.
 LEARNT, CHOOSING, REWARDED = range(3)
 
@@ -280,13 +283,19 @@ def make_table(results: dict[str, Interval]) -> str:
     return markdown_table(["", "puzzles solved (%)", "points over the start"], rows)
 
 
-def plot(results: dict[str, Interval], runs: dict[str, list[dict[str, Any]]]) -> Any:
-    """Draw solved puzzles over generated tokens: seeds as thin lines, their mean with its 95 % interval."""
+def plot(record: EvaluationRecord) -> Any:
+    """Draw solved puzzles over generated tokens: seeds as thin lines, their mean with its 95 % interval.
+
+    Raises:
+        ValueError: for a record without the curves of the seeds.
+    """
+    if CURVES not in record.remarks:
+        raise ValueError(f"The record must hold `{CURVES}` among its remarks, got none; run the experiment again.")
     figure = make_figure((8, 4.6))
     axes = figure.subplots()
-    for objective, found in runs.items():
-        tokens = [place for place, _ in found[0]["curve"]]
-        points = [mean_interval([run["curve"][index][1] for run in found]) for index in range(len(tokens))]
+    for objective, curves in record.remarks[CURVES].items():
+        tokens = [place for place, _ in curves[0]]
+        points = [mean_interval([curve[index][1] for curve in curves]) for index in range(len(tokens))]
         means = [point.mean * 100 for point in points]
         widths = [(point.half_width or 0.0) * 100 for point in points]
         [line] = axes.plot(tokens, means, marker="o", markersize=3, label=objective)
@@ -295,9 +304,10 @@ def plot(results: dict[str, Interval], runs: dict[str, list[dict[str, Any]]]) ->
             [mean + width for mean, width in zip(means, widths)],
         )
         axes.fill_between(tokens, *bounds, color=line.get_color(), alpha=0.15)
-        for run in found:
-            axes.plot(tokens, [share * 100 for _, share in run["curve"]], color=line.get_color(), linewidth=0.6)
-    axes.axhline(results["autoregressive"].mean * 100, color="k", ls=":", linewidth=1, label="autoregressive")
+        for curve in curves:
+            axes.plot(tokens, [share * 100 for _, share in curve], color=line.get_color(), linewidth=0.6)
+    solved = record.results["autoregressive"].value * 100
+    axes.axhline(solved, color="k", ls=":", linewidth=1, label="autoregressive")
     axes.set(xlabel="generated tokens", ylabel="puzzles solved (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -333,7 +343,9 @@ def main(arguments: list[str] | None = None) -> None:
         "name": "trained from scratch",
         "num_parameters": {kind: starts[kind]["num_parameters"] for kind in KINDS},
     }
-    experiment.write(args.output, make_table(results), results, described, plot(results, runs))
+    remarks = {CURVES: {objective: [run["curve"] for run in found] for objective, found in runs.items()}}
+    remarks["solved_easy"] = {kind: starts[kind]["solved_easy"] for kind in KINDS}
+    experiment.write(args.output, make_table(results), results, described, plot, remarks)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -166,6 +166,7 @@ def test_a_figure_is_drawn_again_from_its_record_alone(tmp_path):
 def test_a_record_of_something_else_cannot_be_redrawn():
     [source] = (ROOT / "docs" / "results" / "offline").glob("boolq-*.record.json")
     with pytest.raises(
-        ValueError, match="`record` must be of one of the experiments preferences, reversal, sampling, scaling, got"
+        ValueError,
+        match="`record` must be of one of the experiments preferences, reversal, sampling, scaling, sudoku, got",
     ):
         redraw.redraw(source)
