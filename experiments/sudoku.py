@@ -160,8 +160,8 @@ def train_start(kind: str, folder: str, options: SudokuOptions) -> dict[str, Any
         options: of the experiment.
 
     Returns:
-        The share of the puzzles that it solves, of those that it learnt to solve as of those that are counted, and its
-        size.
+        `solved`: the share that it solves of the puzzles that are counted; `solved_easy`: of others, as easy as those
+        that it learnt; `num_parameters`.
     """
     model = make_model(kind, options.shape, len(TOKENS), PROMPT_LENGTH + NUM_CELLS, MASK, END, seed=0)
     learnt = make_sudokus(options.num_learnt, SIZE, options.num_empty_learnt, "train", LEARNT)
